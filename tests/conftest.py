@@ -1,4 +1,4 @@
-"""What all tests share: the scripts on the import path, asyncio for asynchronous tests, warnings as errors."""
+"""What all tests share: scripts on the import path, asyncio, warnings as errors."""
 
 import sys
 from pathlib import Path
