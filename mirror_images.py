@@ -178,8 +178,8 @@ def what_is(data: bytes) -> str:
         return "nothing at all (0 bytes)"
     with contextlib.suppress(UnicodeDecodeError):
         return f"text that begins {printable(start[:40].decode())!r}"
-    beginning = data[:8].hex(" ")
-    return f"{len(data)} bytes of an unknown or damaged format ({beginning} …)"
+    first = data[:8].hex(" ")
+    return f"{len(data)} bytes of an unknown or damaged format ({first} …)"
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -339,7 +339,7 @@ def backoff(attempt: int) -> float:
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds that Retry-After (RFC 9110, section 10.2.3) asks for; 0 if it does not."""
+    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3); 0 if nothing."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
