@@ -252,10 +252,15 @@ class Connection:
         headers = {"Content-Type": content_type, "Content-Length": str(length)}
 
         async def body() -> AsyncIterator[bytes]:
-            yield head
+            # What a small image takes goes to the socket in one piece: that saves two
+            # of four system calls.
+            piece = head
             for chunk in chunks():
-                yield chunk
-            yield tail
+                if len(piece) + len(chunk) > CHUNK:
+                    yield piece
+                    piece = b""
+                piece += chunk
+            yield piece + tail
 
         async def read(response: httpx.Response) -> None:
             # Only after an answer that was read to its end, the connection stays.
