@@ -682,7 +682,7 @@ async def mirror_all(
 PATH = "/images/"
 LIMIT = 1 << 28  # bytes of an upload: 256 MiB
 HEAD_LIMIT = 1 << 14  # bytes of the headers of a part
-BLOCK = 1 << 16
+BLOCK = 1 << 18
 UNFINISHED = ".upload-"  # beginning of the names of uploads that are under way
 
 
@@ -738,6 +738,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
     # Headers and body are written one after the other; Nagle's algorithm would hold
     # the body back until the headers are acknowledged, which takes 40 ms.
     disable_nagle_algorithm = True
+    wbufsize = BLOCK  # so that a small image leaves in one piece with its headers
 
     def do_GET(self) -> None:
         self.answer(self.deliver)
