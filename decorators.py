@@ -81,8 +81,6 @@ logger = logging.getLogger(__name__)
 LINE = 3500
 # Characters of it that a name, a file or a row of a profile may take.
 TEXT = 400
-# Buckets of a histogram in one line, 8 characters each at worst.
-BUCKETS = 400
 # Calls between two visits to the histogram. Sorted in alone, a call would cost 2 us.
 BATCH = 1024
 # Hashes that estimate the number of distinct argument sets: 1.5 MB at most.
@@ -153,16 +151,20 @@ class Durations:
             "max": self.max,
         }
 
-    def packed(self) -> list[int]:
-        """The buckets as [gap to the one before, number, gap, number, ...]."""
+    def packed(self, room: int) -> list[int]:
+        """The buckets as [gap to the one before, number, gap, number, ...].
+
+        That many characters of JSON are enough for it.
+        """
         pairs = sorted(self.buckets.items())
-        if (low := len(pairs) - BUCKETS) > 0:
+        while True:
+            gaps = itertools.pairwise([0, *(bucket for bucket, _ in pairs)])
+            packed = [(b - a, n) for (a, b), (_, n) in zip(gaps, pairs)]
+            numbers = [*itertools.chain(*packed)]
+            if len(json.dumps(numbers)) <= room:
+                return numbers
+            low = len(pairs) // 4
             pairs[: low + 1] = [(pairs[low][0], sum(n for _, n in pairs[: low + 1]))]
-        packed, before = [], 0
-        for bucket, n in pairs:
-            packed += [bucket - before, n]
-            before = bucket
-        return packed
 
     def merge(
         self, calls: int, total: float, longest: float, packed: list[int]
@@ -206,9 +208,12 @@ class Log:
         if getattr(_logging, "now", False):
             return
         _logging.now = True
-        with contextlib.suppress(Exception):
+        try:
             self.logger.log(self.level, "%s %s", self.kind, self.text(**fields))
-        _logging.now = False
+        except Exception:  # noqa: BLE001, S110 - where could it be logged?
+            pass
+        finally:
+            _logging.now = False
 
 
 _logging = threading.local()
@@ -216,15 +221,21 @@ _logging = threading.local()
 
 def _identity(func: Function) -> tuple[str, str, int]:
     """Name, file and line of a callable; "" and 0 for what is not written in Python."""
-    inner: Any = inspect.unwrap(func)
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    if not hasattr(inner, "__qualname__"):
-        inner = type(inner)
+    inner = _innermost(func)
     code = getattr(inner, "__code__", None)
     file, line = (code.co_filename, code.co_firstlineno) if code else ("", 0)
-    module = Path(file).stem if inner.__module__ == "__main__" else inner.__module__
-    return _short(f"{module}.{inner.__qualname__}"), _short(file[::-1])[::-1], line
+    module = getattr(inner, "__module__", None) or "builtins"
+    if module == "__main__":
+        module = Path(file).stem or module
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return _short(f"{module}.{name}"), _short(file[::-1])[::-1], line
+
+
+def _innermost(func: Function) -> Any:
+    inner = inspect.unwrap(func)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    return inner
 
 
 def _short(text: str) -> str:
@@ -395,7 +406,7 @@ def _wrap(func: Function, begin: Begin, plain: Function | None = None) -> Functi
         wrapper = async_generator
     elif inspect.isgeneratorfunction(func):
         wrapper = generator
-        if inspect.unwrap(func).__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
+        if _innermost(func).__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
             wrapper = types.coroutine(generator)
     return functools.wraps(func)(wrapper)
 
@@ -515,8 +526,9 @@ def timeit(
     """Log how long the calls of a function take.
 
     slower_than: seconds; faster calls are not logged, as the reader's table will say.
-    every: seconds; instead of a line a call, log a line an interval and one at exit:
-        calls, errors, total, mean, p50, p95, p99, max, and the histogram that they come
+    every: seconds; instead of a line a call, log a line an interval (with the first
+        call after it) and one at exit, or when the function itself is dropped: calls,
+        errors, total, mean, p50, p95, p99, max, and the histogram that they come
         from (see Durations), in constant memory. The processor time is missing there:
         to read its clock takes 0.5 us, more than all the rest.
     logger, level: where the lines go. While one for each call would not be logged
@@ -620,8 +632,9 @@ class TimeTally(Tally):
         if not durations.calls:
             return None
         times = {key: _seconds(value) for key, value in durations.figures().items()}
-        counts = {"calls": durations.calls, "errors": errors}
-        return {**counts, **times, "buckets": durations.packed()}
+        fields = {"calls": durations.calls, "errors": errors, **times}
+        room = LINE - len(self.log.text(**fields, buckets=[]))
+        return {**fields, "buckets": durations.packed(room)}
 
 
 def _log_together(func: Function, tally: TimeTally) -> Function:
@@ -1142,14 +1155,13 @@ class Report:
             self.times[name] = times
         elif kind == "cache_profile":
             size = None if record["maxsize"] is None else _count(record["maxsize"])
-            counts = {
-                key: _number(record[key]) for key in ("calls", "unhashable", "hits")
-            }
-            # The difference of two estimates may be negative.
+            sums: dict[str, Any] = {k: _number(record[k]) for k in ("total", "saved")}
+            for key in ("calls", "unhashable", "hits"):
+                sums[key] = _count(record[key])
             for key in ("distinct", "hits_unbounded"):
-                counts[key] = _count(record[key], least=-(10**15))
-            times_ = {key: _number(record[key]) for key in ("total", "saved")}
-            self.caches.setdefault((name, size), Counter()).update({**counts, **times_})
+                # The difference of two estimates may be negative.
+                sums[key] = _count(record[key], least=-(10**15))
+            self.caches.setdefault((name, size), Counter()).update(sums)
         elif "id" in record:
             self.add_profile((name, _text(record["id"])), record)
 
@@ -1185,7 +1197,7 @@ class Report:
             return False
         if self.folder:
             # The name comes from a log, and must not lead out of the folder.
-            name = re.sub(r"[^A-Za-z0-9_.]", "_", key[0])[:100].lstrip(".")
+            name = re.sub(r"[^A-Za-z0-9_.]", "_", key[0]).lstrip(".")[:100] or "_"
             self.written[key] = self.folder / f"{name}-{key[1]}.pstats"
             self.written[key].write_bytes(stats)
         return True
@@ -1402,7 +1414,7 @@ def _report(logs: Sequence[str], args: argparse.Namespace) -> int:
             _complain(f"{log}: {error}")
             status = 2
     if report.damaged:
-        _complain(f"{report.damaged} damaged lines left out")
+        _complain(f"damaged lines left out: {report.damaged}")
     for (name, profile_id), complete in report.profiles.items():
         if not complete:
             _complain(f"profile {profile_id} of {name} is damaged or incomplete")
