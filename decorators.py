@@ -81,13 +81,13 @@ logger = logging.getLogger(__name__)
 LINE = 3500
 # Characters of it that a name, a file or a row of a profile may take.
 TEXT = 400
-# Calls between two visits to the histogram. Sorted in alone, a call would cost 2 us.
+# Calls that go to the histogram together, for 0.1 us each; alone it takes 1.2 us.
 BATCH = 1024
-# Hashes that estimate the number of distinct argument sets: 1.5 MB at most.
+# Hashes that estimate the number of distinct argument sets: 1.2 MB.
 SAMPLE = 1 << 14
-# Results that cache_profile(maxsize=None) has room for, so that it too has an end.
+# Results that cache_profile(maxsize=None) has room for: 8 MB.
 UNBOUNDED = 1 << 16
-# Lines of one profile, 5 MB together; a profile of 1,000 functions takes about 15.
+# Lines of one profile, 5 MB together; a profile of 700 functions takes 13.
 PARTS = 2000
 # Bytes of a profile unpacked: a log is data from strangers, and may hold a bomb.
 PROFILE = 1 << 24
@@ -118,23 +118,30 @@ class Durations:
         self.calls = 0
         self.total = 0.0
         self.max = 0.0
-        self.buckets: Counter[int] = Counter()
+        self.halves: Counter[int] = Counter()
 
     def add(self, durations: Sequence[float]) -> None:
         # A float32 begins with sign, exponent and fraction: cut off behind the fifth
-        # bit of the fraction, it is the number of its bucket. This way a batch is
-        # sorted in by C, in 0.06 us a call; a loop over math.frexp takes 0.3 us.
-        words = memoryview(array("f", durations)).cast("B").cast("H")
+        # bit of the fraction, it is the number of its bucket. Its upper half has two
+        # bits more. These are counted in C, in 0.1 us a call, and only buckets() cuts
+        # them off; a loop over math.frexp would take 0.3 us.
+        halves = memoryview(array("f", durations)).cast("B").cast("H")
+        self.halves.update(halves[sys.byteorder == "little" :: 2])
         self.calls += len(durations)
         self.total += sum(durations)
         self.max = max(self.max, max(durations))
-        for upper_half, n in Counter(words[sys.byteorder == "little" :: 2]).items():
-            self.buckets[upper_half >> 2] += n
+
+    def buckets(self) -> list[tuple[int, int]]:
+        """(bucket, number), from the shortest durations to the longest."""
+        buckets: Counter[int] = Counter()
+        for half, n in self.halves.items():
+            buckets[half >> 2] += n
+        return sorted(buckets.items())
 
     def quantile(self, q: float) -> float:
         """The duration (s) that the share `q` of the calls did not exceed."""
         rank = math.ceil(q * self.calls)
-        for bucket, n in sorted(self.buckets.items()):
+        for bucket, n in self.buckets():
             rank -= n
             if rank <= 0:
                 middle = (bucket << 18 | 1 << 17).to_bytes(4, "big")
@@ -156,7 +163,7 @@ class Durations:
 
         That many characters of JSON are enough for it.
         """
-        pairs = sorted(self.buckets.items())
+        pairs = self.buckets()
         while True:
             gaps = itertools.pairwise([0, *(bucket for bucket, _ in pairs)])
             packed = [(b - a, n) for (a, b), (_, n) in zip(gaps, pairs)]
@@ -178,7 +185,7 @@ class Durations:
         self.total += total
         self.max = max(self.max, longest)
         for bucket, n in zip(buckets, packed[1::2]):
-            self.buckets[bucket] += n
+            self.halves[bucket << 2] += n
 
 
 # --- writing lines --------------------------------------------------------------------
