@@ -336,9 +336,9 @@ def _stretch(call: Call, run: Function, /, *args: Any, **kwargs: Any) -> Any:
                 stop()
         except Exception:  # noqa: BLE001, S110 - as above
             pass
-        # An exception thrown into a generator is in here: its own traceback would
-        # keep it alive.
-        del args
+        # An exception thrown into a generator is in here, where its own traceback
+        # would keep it alive.
+        del run, args
 
 
 def _stretches(call: Call, steps: Any, hands_out: bool) -> Generator[Any, Any, Any]:
@@ -359,7 +359,7 @@ def _stretches(call: Call, steps: Any, hands_out: bool) -> Generator[Any, Any, A
             except BaseException as error:  # noqa: BLE001
                 run, value = steps.throw, error
     finally:
-        del value  # as in _stretch
+        del steps, run, value  # as in _stretch
 
 
 # The same generator function, which can from here on be awaited as well.
@@ -779,7 +779,6 @@ class CacheTally(Tally):
         if returned:
             self.returned += 1
             self.lru[key] = None
-            self.lru.move_to_end(key)
             if len(self.lru) > (UNBOUNDED if self.maxsize is None else self.maxsize):
                 self.lru.popitem(last=False)
 
@@ -1037,7 +1036,7 @@ def _times(
 
 # In a log that is itself JSON, our line is in a string and has its quotes escaped.
 MARK = re.compile(rb'(?<!\w)(timeit|cache_profile|profile) (?={\\*"name\\*": )')
-DECODER = json.JSONDecoder(strict=False)
+DECODER = json.JSONDecoder()
 
 
 def read_log(path: str) -> Iterator[bytes]:
@@ -1206,7 +1205,7 @@ class Report:
             return False
         if self.folder:
             # The name comes from a log, and must not lead out of the folder.
-            name = re.sub(r"[^A-Za-z0-9_.]", "_", key[0]).lstrip(".")[:100] or "_"
+            name = re.sub(r"[^A-Za-z0-9_.]", "_", key[0])[:100]
             self.written[key] = self.folder / f"{name}-{key[1]}.pstats"
             self.written[key].write_bytes(stats)
         return True

@@ -23,7 +23,7 @@ import textwrap
 import threading
 import weakref
 import zlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -452,6 +452,43 @@ def test_an_exception_thrown_into_a_generator_is_not_kept_alive(
         gc.enable()
 
 
+@every_decorator
+@pytest.mark.anyio
+async def test_nor_is_one_thrown_into_an_asynchronous_generator(
+    decorator: Decorator, lines: Lines
+) -> None:
+    async def throw_and_catch() -> "weakref.ref[Failure]":
+        steps = decorator(fail_async_generator)(ValueError())
+        await anext(steps)
+        try:
+            await steps.athrow(Failure())
+        except Failure as error:
+            gone = weakref.ref(error)
+        return gone
+
+    gc.disable()
+    try:
+        assert (await throw_and_catch())() is None
+    finally:
+        gc.enable()
+
+
+@every_decorator
+def test_a_function_that_is_marked_as_a_coroutine_function_is_believed(
+    decorator: Decorator, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Awaitable:
+        def __await__(self) -> Generator[None, None, int]:
+            yield from ()
+            return 7
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "iscoroutinefunction", lambda func: True)
+        decorated = decorator(lambda: Awaitable())
+
+    assert asyncio.run(decorated()) == 7
+
+
 class Argument:
     """Fails at whatever a careless decorator could do with it."""
 
@@ -697,6 +734,20 @@ def test_slower_than_leaves_out_the_faster_calls_and_says_so(
 
 
 @pytest.mark.anyio
+async def test_slower_than_goes_by_what_the_caller_waited(
+    lines: Lines, clock: Clock
+) -> None:
+    @timeit(slower_than=0.1)
+    async def work(seconds: float) -> None:
+        clock.tick(seconds)
+
+    for seconds in (0.0625, 0.125):
+        await work(seconds)
+
+    assert [line["seconds"] for line in lines.of("timeit")] == [0.125]
+
+
+@pytest.mark.anyio
 async def test_the_caller_of_a_coroutine_waits_until_it_has_finished(
     lines: Lines, clock: Clock
 ) -> None:
@@ -779,14 +830,16 @@ def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
 async def test_while_its_logger_is_disabled_timeit_reads_no_clock(
     kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decorators, "perf_counter", None)
-    monkeypatch.setattr(decorators, "thread_time", None)
+    read: list[str] = []
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(decorators, name, functools.partial(read.append, name))
     quiet = logging.getLogger("test.quiet")
     quiet.setLevel(logging.ERROR)
 
     decorated = timeit(logger=quiet)(kind)
 
     assert await result_of(decorated, 1) == await result_of(kind, 1)
+    assert read == []
 
 
 def test_every_logs_one_line_an_interval(lines: Lines, clock: Clock) -> None:
@@ -853,6 +906,29 @@ def test_every_loses_no_call_of_many_threads(lines: Lines) -> None:
 
     (line,) = lines.of("timeit")
     assert line["calls"] == 40_000
+
+
+def test_counting_that_is_interrupted_by_a_call_does_not_wait_for_itself(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a signal handler or a destructor may, which can come anywhere.
+    timed = timeit(every=3600)(abs)
+
+    class Interrupted(decorators.Durations):
+        def add(self, durations: Sequence[float]) -> None:
+            timed(-2)
+            decorators._flush_all()
+            super().add(durations)
+
+    monkeypatch.setattr(decorators, "Durations", Interrupted)
+    timed = timeit(every=3600)(abs)
+    timed(-1)
+    thread = threading.Thread(target=decorators._flush_all, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert lines.of("timeit")[0]["calls"] == 1
 
 
 def test_every_takes_constant_memory(lines: Lines, clock: Clock) -> None:
@@ -1588,6 +1664,9 @@ PROFILE_DAMAGE: dict[str, list[str]] = {
         'profile {"name": "shop.handle", "id": "0123456789ab", "top": "x"}'
     ],
     "data changed": [line.replace('data": "', 'data": "A') for line in profile_lines()],
+    "checksum of another": [
+        line.replace('"sha256": "', '"sha256": "0') for line in profile_lines()
+    ],
     "no base64": [line.replace('data": "', 'data": "é!') for line in profile_lines()],
     "not packed": profile_lines(packed=b"hello"),
     "no JSON": profile_lines(packed=zlib.compress(b"hello")),
@@ -2011,6 +2090,65 @@ def test_a_forked_child_logs_its_own_calls_under_its_own_pid(
     ]
     assert sorted(record["calls"] for record in records) == [1, 1, 2, 2]
     assert len({(record["pid"], record["calls"]) for record in records}) == 2
+
+
+FORKING_WHILE_PROFILED = """
+    import logging, os, sys
+    from decorators import profile
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+
+    @profile
+    def outer():
+        if os.fork():
+            os.wait()
+
+    @profile
+    def inner():
+        pass
+
+    outer()
+    inner()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_profile_belongs_to_the_process_that_began_it(tmp_path: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "forking.py").write_text(textwrap.dedent(FORKING_WHILE_PROFILED))
+
+    done = run(tmp_path / "forking.py")
+
+    assert done.returncode == 0
+    profiled = {
+        (record["name"], record["id"])
+        for line in done.stderr.splitlines()
+        for _, record in decorators.parse(line)
+        if record
+    }
+    names = sorted(name for name, _ in profiled)
+    assert names == ["forking.inner", "forking.inner", "forking.outer"]
+
+
+def test_what_is_left_is_logged_before_logging_shuts_down(tmp_path: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import logging
+            from decorators import timeit
+
+            logging.basicConfig(filename="log", filemode="w", level=logging.INFO)
+
+            @timeit(every=3600)
+            def work():
+                pass
+
+            work()
+        """)
+    )
+
+    assert run("program.py", cwd=tmp_path).returncode == 0
+    assert '"calls": 1' in (tmp_path / "log").read_text()
 
 
 def test_the_demo_shows_the_way_of_working(
