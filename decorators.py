@@ -1180,11 +1180,12 @@ class Report:
             return
         part, count = _count(record["part"]), _count(record["parts"])
         sha256, data = _text(record["sha256"]), _text(record["data"])
+        if not 1 <= part <= count <= PARTS or len(data) > LINE:
+            raise ValueError("not a part of a profile")
         # Now it is the last; the first is the one that was silent for longest.
         profile = self.open.pop(key, None) or OpenProfile(count, sha256)
         self.open[key] = profile
-        known = (profile.count, profile.sha256) == (count, sha256)
-        if not known or not 1 <= part <= count <= PARTS or len(data) > LINE:
+        if (profile.count, profile.sha256) != (count, sha256):
             raise ValueError("not a part of this profile")
         profile.parts[part] = data
         if len(profile.parts) == count:
@@ -1357,12 +1358,11 @@ def run_demo() -> str:
     shutil.copy(__file__, folder / "decorators.py")
     (folder / "shop.py").write_text(DEMO, encoding="utf-8")
     subprocess.run([sys.executable, "shop.py"], cwd=folder, check=True)
-    log = str(folder / "shop.log")
-    print(f"ran {folder / 'shop.py'}; python decorators.py {log} says:\n", flush=True)
-    return log
+    _say(f"ran {folder / 'shop.py'}, this is what {folder / 'shop.log'} says:")
+    return str(folder / "shop.log")
 
 
-def _complain(text: str) -> None:
+def _say(text: str) -> None:
     print(f"decorators.py: {_printable(text)}", file=sys.stderr)
 
 
@@ -1413,27 +1413,27 @@ def _report(args: argparse.Namespace) -> int:
         report = Report(args.pstats)
         logs = [run_demo()] if args.demo else args.log
     except (OSError, subprocess.SubprocessError) as error:
-        _complain(str(error))
+        _say(str(error))
         return 2
     for log in logs:
         try:
             for line in read_log(log):
                 report.read(line)
         except (OSError, EOFError, zlib.error) as error:
-            _complain(f"{log}: {error}")
+            _say(f"{log}: {error}")
             status = 2
     if report.damaged:
-        _complain(f"damaged lines left out: {report.damaged}")
+        _say(f"damaged lines left out: {report.damaged}")
     for (name, profile_id), complete in report.profiles.items():
         if not complete:
-            _complain(f"profile {profile_id} of {name} is damaged or incomplete")
+            _say(f"profile {profile_id} of {name} is damaged or incomplete")
     figures = report.figures(args.sort, args.top)
     if args.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(figures, indent=2), flush=True)
     else:
         print(*report.tables(figures), sep="\n", end="", flush=True)
     if not any(figures.values()):
-        _complain("nothing found of timeit, cache_profile or profile")
+        _say("nothing found of timeit, cache_profile or profile")
     return status or int(not any(figures.values()))
 
 
