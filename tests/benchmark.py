@@ -9,8 +9,11 @@ slow for both; the median of several rounds counts.
 
 import argparse
 import asyncio
+import cProfile
+import functools
 import importlib.util
 import io
+import logging
 import math
 import multiprocessing
 import os
@@ -22,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +34,7 @@ from PIL import Image, ImageChops, ImageOps, JpegImagePlugin
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import decorators
 import mirror_images
 import upload_images
 
@@ -244,8 +247,8 @@ def many_chains(scratch: Path) -> Iterator[Row]:
     with distant_server_of(fill(scratch / "distant", 512, (64, 48))) as url:
         for chains, goal in (64, "about 4"), (256, "16, or the processor's limit"):
             ratio = median_ratio(
-                partial(mirrored, url, "--chains", "16"),
-                partial(mirrored, url, "--chains", str(chains)),
+                functools.partial(mirrored, url, "--chains", "16"),
+                functools.partial(mirrored, url, "--chains", str(chains)),
                 rounds=3,
             )
             title = f"a server 100 ms away: speed with {chains} chains / 16"
@@ -286,7 +289,136 @@ def images() -> Iterator[Row]:
     yield Row("the same with Pillow's default save, dB", f"{default:.1f}", "")
 
 
-SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {"images": images}
+# ---- decorators ------------------------------------------------------------
+
+
+def slow_functions() -> Iterator[Row]:
+    quiet = logging.getLogger("benchmark.quiet")
+    quiet.setLevel(logging.CRITICAL)
+    loud = logging.getLogger("benchmark.loud")
+    loud.setLevel(logging.INFO)
+    loud.propagate = False
+    loud.addHandler(logging.NullHandler())
+
+    def function(x: int) -> int:
+        return x
+
+    def by_hand(func: Callable[[int], int]) -> Callable[[int], int]:
+        calls = total = 0
+
+        @functools.wraps(func)
+        def wrapper(*args: int, **kwargs: int) -> int:
+            nonlocal calls, total
+            start = time.perf_counter_ns()
+            try:
+                return func(*args, **kwargs)
+            finally:
+                total += time.perf_counter_ns() - start
+                calls += 1
+
+        return wrapper
+
+    def a_call(func: Callable[[int], int], calls: int = 20_000) -> float:
+        def work() -> None:
+            for x in range(calls):
+                func(x)
+
+        return seconds(work) / calls
+
+    functions = {
+        "by hand": by_hand(function),
+        "every": decorators.timeit(every=60, logger=loud)(function),
+        "disabled": decorators.timeit(logger=quiet)(function),
+        "a line": decorators.timeit(logger=loud)(function),
+        "cache": decorators.cache_profile(logger=loud)(function),
+    }
+    bare: list[float] = []
+    took: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(40):
+        bare.append(a_call(function))
+        for name, decorated in functions.items():
+            took[name].append(a_call(decorated))
+    ratio = statistics.median(
+        (ours - nothing) / (theirs - nothing)
+        for ours, theirs, nothing in zip(took["every"], took["by hand"], bare)
+    )
+    # These are no ratios, so the least disturbed round counts.
+    us = {name: (min(times) - min(bare)) * 1e6 for name, times in took.items()}
+    yield Row(
+        "timeit(every=60) adds to a call / a hand-written decorator adds",
+        f"{ratio:.2f} x",
+        "<= 1.5 x",
+    )
+    yield Row(
+        "timeit with a disabled logger adds to a call",
+        f"{us['disabled']:.2f} us",
+        "<= 0.5 us",
+    )
+    yield Row("timeit adds to a call (a NullHandler)", f"{us['a line']:.1f} us", "-")
+    yield Row("cache_profile adds to a call", f"{us['cache']:.1f} us", "-")
+
+    def request() -> int:
+        return sum(function(x) for x in range(200_000))
+
+    ratio = median_ratio(
+        lambda: decorators.profile(logger=loud)(request)(),
+        lambda: cProfile.Profile().runcall(request),
+    )
+    yield Row("profile / bare cProfile, 0.1 s", f"{ratio:.2f} x", "<= 1.1 x")
+
+    with tempfile.TemporaryDirectory() as folder:
+        for what, share in (("a line of ours in five", 5), ("nothing but ours", 1)):
+            small, large = Path(folder, "small.log"), Path(folder, "large.log")
+            write_log(small, 1_000_000, share)
+            write_log(large, 100_000_000, share)
+            (_, before), (passed, after) = (
+                read_in_process(small),
+                read_in_process(large),
+            )
+            speed = large.stat().st_size / 1e6 / passed
+            yield Row(f"reading 100 MB, {what}", f"{speed:.0f} MB/s", "> 20 MB/s")
+            yield Row(
+                f"memory for 100 MB / for 1 MB, {what}",
+                f"{after / before:.2f} x",
+                "1 x",
+            )
+
+
+def write_log(path: Path, size: int, share: int) -> None:
+    """A log of `size` bytes in which one line of `share` is a line of timeit."""
+    ours = (
+        '2026-01-01 12:00:00,000 INFO MainThread timeit {{"name": "shop.f{}", '
+        '"file": "/srv/shop.py", "line": 14, "pid": 4711, "seconds": {:.9f}, '
+        '"cpu": 0.000071, "raised": null}}\n'
+    )
+    theirs = "2026-01-01 12:00:00,000 INFO MainThread order {} of customer {} is done\n"
+    with path.open("w") as log:
+        written = number = 0
+        while written < size:
+            number += 1
+            written += log.write(ours.format(number % 20, number % 99_991 / 1e6))
+            for _ in range(share - 1):
+                written += log.write(theirs.format(number, number % 977))
+
+
+def read_in_process(path: Path) -> tuple[float, int]:
+    """Processor time (s) of main() reading a log, and the memory of its process."""
+    program = (
+        "import resource, sys, time; sys.path.insert(0, sys.argv[1]); import decorators"
+        "; start = time.process_time(); decorators.main([sys.argv[2]])"
+        "; print(time.process_time() - start"
+        ", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", program, sys.path[0], str(path)]
+    last = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    took, memory = last.splitlines()[-1].split()
+    return float(took), int(memory)
+
+
+SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
+    "images": images,
+    "decorators": slow_functions,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

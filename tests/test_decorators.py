@@ -1,0 +1,2192 @@
+"""The decorators must not be noticed by the program, and the reader must get out of a
+log what they put into it, whatever else happened to the log."""
+
+import asyncio
+import base64
+import cProfile
+import functools
+import gc
+import gzip
+import hashlib
+import inspect
+import json
+import logging
+import marshal
+import os
+import pstats
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import weakref
+import zlib
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import decorators
+from decorators import cache_profile, main, profile, timeit
+
+SCRIPT = Path(decorators.__file__)
+
+
+class Lines(logging.Handler):
+    """Keeps what was logged, as the reader would see it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        heads = [message.split(" ", 1) for message in self.messages]
+        return [json.loads(text) for name, text in heads if name == kind]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """The lines of the decorators' own logger."""
+    # Not those of functions that earlier tests have left behind.
+    decorators._flush_all()
+    handler = Lines()
+    decorators.logger.addHandler(handler)
+    decorators.logger.setLevel(logging.INFO)
+    yield handler
+    decorators.logger.removeHandler(handler)
+    decorators.logger.setLevel(logging.NOTSET)
+
+
+class Clock:
+    """A clock that is set forward by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def tick(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(decorators, "perf_counter", clock)
+    return clock
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(decorators, "thread_time", clock)
+    return clock
+
+
+Decorator = Callable[..., Any]
+DECORATORS: dict[str, Decorator] = {
+    "timeit": timeit,
+    "timeit()": timeit(),
+    "timeit(slower_than=)": timeit(slower_than=1e-9),
+    "timeit(every=)": timeit(every=60),
+    "cache_profile": cache_profile,
+    "cache_profile(maxsize=)": cache_profile(maxsize=2),
+    "profile": profile,
+    "profile(top=)": profile(top=3),
+}
+every_decorator = pytest.mark.parametrize(
+    "decorator", DECORATORS.values(), ids=DECORATORS.keys()
+)
+
+
+# --- the program does not notice ------------------------------------------------------
+
+
+def function(a: int, *, b: str = "b") -> str:
+    """A docstring."""
+    return f"{a}{b}"
+
+
+async def coroutine(a: int, *, b: str = "b") -> str:
+    """A docstring."""
+    await asyncio.sleep(0)
+    return f"{a}{b}"
+
+
+def generator(a: int, *, b: str = "b") -> Generator[str, None, str]:
+    """A docstring."""
+    yield f"{a}"
+    return b
+
+
+async def async_generator(a: int, *, b: str = "b") -> AsyncGenerator[str, None]:
+    """A docstring."""
+    yield f"{a}"
+    await asyncio.sleep(0)
+    yield b
+
+
+KINDS: list[Callable[..., Any]] = [function, coroutine, generator, async_generator]
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+async def result_of(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a call gives in the end, of whatever kind the function is."""
+    result = func(*args, **kwargs)
+    if inspect.isawaitable(result):
+        return await result
+    if inspect.isgenerator(result):
+        items = []
+        while True:
+            try:
+                items.append(next(result))
+            except StopIteration as stop:
+                return [*items, stop.value]
+    if inspect.isasyncgen(result):
+        return [item async for item in result]
+    return result
+
+
+@every_decorator
+@every_kind
+@pytest.mark.anyio
+async def test_a_decorated_call_gives_what_the_bare_call_gives(
+    decorator: Decorator, kind: Callable[..., Any], lines: Lines
+) -> None:
+    bare = await result_of(kind, 1, b="x")
+
+    assert await result_of(decorator(kind), 1, b="x") == bare
+
+
+@every_decorator
+@every_kind
+def test_a_decorated_function_looks_like_the_bare_one(
+    decorator: Decorator, kind: Callable[..., Any]
+) -> None:
+    decorated = decorator(kind)
+
+    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
+        assert getattr(decorated, attribute) == getattr(kind, attribute)
+    assert inspect.signature(decorated) == inspect.signature(kind)
+    assert inspect.get_annotations(decorated) == inspect.get_annotations(kind)
+    for is_kind in (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    ):
+        assert is_kind(decorated) == is_kind(kind)
+
+
+@every_decorator
+def test_methods_of_all_kinds_are_bound_as_ever(decorator: Decorator) -> None:
+    class Shop:
+        @decorator
+        def method(self) -> Any:
+            return self
+
+        @classmethod
+        @decorator
+        def class_inside(cls) -> Any:
+            return cls
+
+        @decorator
+        @classmethod
+        def class_outside(cls) -> Any:
+            return cls
+
+        @staticmethod
+        @decorator
+        def static_inside(value: int) -> int:
+            return value
+
+        @decorator
+        @staticmethod
+        def static_outside(value: int) -> int:
+            return value
+
+    class Branch(Shop):
+        pass
+
+    branch = Branch()
+    assert branch.method() is branch
+    assert branch.class_inside() is Branch.class_inside() is Branch
+    assert branch.class_outside() is Branch.class_outside() is Branch
+    assert branch.static_inside(7) == Branch.static_inside(7) == 7
+    assert branch.static_outside(7) == Branch.static_outside(7) == 7
+
+
+@every_decorator
+@pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
+def test_what_is_no_function_is_refused_at_once(
+    decorator: Decorator, target: Any
+) -> None:
+    with pytest.raises(TypeError, match="decorate functions and methods"):
+        decorator(target)
+
+
+@every_decorator
+def test_callables_without_a_name_or_code_are_decorated_too(
+    decorator: Decorator, lines: Lines
+) -> None:
+    class Callable_:
+        def __call__(self, value: int) -> int:
+            return -value
+
+    assert decorator(len)([1, 2]) == 2
+    assert decorator(str.upper)("a") == "A"
+    assert decorator(functools.partial(pow, 2))(5) == 32
+    assert list(decorator(functools.partial(generator, 7))()) == ["7"]
+    assert decorator(Callable_())(5) == -5
+
+
+class Failure(Exception):
+    pass
+
+
+def fail_function(error: BaseException) -> None:
+    raise error
+
+
+async def fail_coroutine(error: BaseException) -> None:
+    await asyncio.sleep(0)
+    raise error
+
+
+def fail_generator(error: BaseException) -> Generator[int, None, None]:
+    yield 1
+    raise error
+
+
+async def fail_async_generator(error: BaseException) -> AsyncGenerator[int, None]:
+    yield 1
+    raise error
+
+
+@every_decorator
+@pytest.mark.parametrize(
+    "failing", [fail_function, fail_coroutine, fail_generator, fail_async_generator]
+)
+@pytest.mark.anyio
+async def test_an_exception_arrives_as_it_was_raised(
+    decorator: Decorator, failing: Callable[..., Any], lines: Lines
+) -> None:
+    error = Failure()
+
+    with pytest.raises(Failure) as caught:
+        await result_of(decorator(failing), error)
+
+    assert caught.value is error
+    assert error.__context__ is error.__cause__ is None
+
+
+@every_decorator
+@pytest.mark.anyio
+async def test_cancellation_arrives_inside_and_comes_out(
+    decorator: Decorator, lines: Lines
+) -> None:
+    cleaned_up = []
+
+    @decorator
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.append(True)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cleaned_up == [True]
+
+
+def talkative() -> Generator[Any, Any, Any]:
+    """Reports all that is done to it."""
+    said: list[Any] = []
+    try:
+        said.append((yield "first"))
+        said.append((yield list(said)))
+    except Failure:
+        said.append("a failure")
+        try:
+            yield list(said)
+        except GeneratorExit:
+            said.append("closed")
+            raise
+        raise KeyError(1) from None
+    finally:
+        said.append("finally")
+        OVERHEARD.extend(said)
+    return ["returned", *said]
+
+
+def delegating() -> Generator[Any, Any, Any]:
+    result = yield from talkative()
+    yield result
+    raise RuntimeError("after all")
+
+
+OVERHEARD: list[Any] = []
+Step = tuple[str, Any]
+CONVERSATIONS: list[list[Step]] = [
+    [("send", None), ("send", 1), ("send", 2), ("send", 3)],
+    [("send", None), ("throw", Failure()), ("send", 1)],
+    [("send", None), ("throw", Failure()), ("close", None), ("send", None)],
+    [("send", None), ("throw", ValueError()), ("send", None)],
+    [("send", None), ("close", None), ("send", None)],
+    [("send", None), ("throw", GeneratorExit()), ("send", None)],
+    [("close", None), ("send", None)],
+    [("throw", Failure())],
+    [("send", 1)],
+]
+
+
+def converse(talk: Generator[Any, Any, Any], steps: list[Step]) -> list[Any]:
+    """What comes back of each step, exceptions and their context included."""
+    OVERHEARD.clear()
+    heard: list[Any] = []
+    for verb, value in steps:
+        try:
+            method = getattr(talk, verb)
+            heard.append(method() if verb == "close" else method(value))
+        except BaseException as error:  # noqa: BLE001
+            context = error.__context__
+            heard.append((type(error), str(error), type(context)))
+    return [*heard, *OVERHEARD]
+
+
+@every_decorator
+@pytest.mark.parametrize("steps", CONVERSATIONS)
+@pytest.mark.parametrize("talk", [talkative, delegating])
+def test_a_generator_is_talked_to_as_if_it_were_bare(
+    decorator: Decorator, steps: list[Step], talk: Callable[..., Any], lines: Lines
+) -> None:
+    assert converse(decorator(talk)(), steps) == converse(talk(), steps)
+
+
+async def async_talkative() -> AsyncGenerator[Any, Any]:
+    """Reports all that is done to it."""
+    said: list[Any] = []
+    try:
+        said.append((yield "first"))
+        await asyncio.sleep(0)
+        said.append((yield list(said)))
+    except Failure:
+        said.append("a failure")
+        yield list(said)
+        raise KeyError(1) from None
+    finally:
+        await asyncio.sleep(0)
+        said.append("finally")
+        OVERHEARD.extend(said)
+
+
+async def async_converse(talk: Any, steps: list[Step]) -> list[Any]:
+    OVERHEARD.clear()
+    heard: list[Any] = []
+    for verb, value in steps:
+        try:
+            method = getattr(talk, "a" + verb)
+            heard.append(await (method() if verb == "close" else method(value)))
+        except BaseException as error:  # noqa: BLE001
+            context = error.__context__
+            heard.append((type(error), str(error), type(context)))
+    return [*heard, *OVERHEARD]
+
+
+@every_decorator
+@pytest.mark.parametrize("steps", CONVERSATIONS)
+@pytest.mark.anyio
+async def test_an_asynchronous_generator_is_talked_to_as_if_it_were_bare(
+    decorator: Decorator, steps: list[Step], lines: Lines
+) -> None:
+    bare = await async_converse(async_talkative(), steps)
+
+    assert await async_converse(decorator(async_talkative)(), steps) == bare
+
+
+@every_decorator
+def test_a_coroutine_made_by_types_coroutine_can_still_be_awaited(
+    decorator: Decorator, lines: Lines
+) -> None:
+    import types
+
+    @decorator
+    @types.coroutine
+    def old_style() -> Generator[None, None, int]:
+        yield
+        return 7
+
+    async def program() -> Any:
+        return await old_style()
+
+    assert asyncio.run(program()) == 7
+
+
+@every_decorator
+def test_an_exception_thrown_into_a_generator_is_not_kept_alive(
+    decorator: Decorator, lines: Lines
+) -> None:
+    def throw_and_catch() -> "weakref.ref[Failure]":
+        steps = decorator(generator)(1)
+        next(steps)
+        try:
+            steps.throw(Failure())
+        except Failure as error:
+            gone = weakref.ref(error)
+        return gone
+
+    gc.disable()
+    try:
+        assert throw_and_catch()() is None
+    finally:
+        gc.enable()
+
+
+@every_decorator
+@pytest.mark.anyio
+async def test_nor_is_one_thrown_into_an_asynchronous_generator(
+    decorator: Decorator, lines: Lines
+) -> None:
+    async def throw_and_catch() -> "weakref.ref[Failure]":
+        steps = decorator(fail_async_generator)(ValueError())
+        await anext(steps)
+        try:
+            await steps.athrow(Failure())
+        except Failure as error:
+            gone = weakref.ref(error)
+        return gone
+
+    gc.disable()
+    try:
+        assert (await throw_and_catch())() is None
+    finally:
+        gc.enable()
+
+
+@every_decorator
+def test_a_function_that_is_marked_as_a_coroutine_function_is_believed(
+    decorator: Decorator, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Awaitable:
+        def __await__(self) -> Generator[None, None, int]:
+            yield from ()
+            return 7
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "iscoroutinefunction", lambda func: True)
+        decorated = decorator(lambda: Awaitable())
+
+    assert asyncio.run(decorated()) == 7
+
+
+class Argument:
+    """Fails at whatever a careless decorator could do with it."""
+
+    def __init__(self, value: str = "") -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        raise Failure
+
+    def __eq__(self, other: object) -> bool:
+        raise Failure
+
+    def __repr__(self) -> str:
+        raise Failure
+
+
+@every_decorator
+@pytest.mark.parametrize(
+    "argument", [Argument(), [], {}], ids=["nasty", "list", "dict"]
+)
+def test_an_argument_without_a_hash_is_passed_on(
+    decorator: Decorator, argument: Any, lines: Lines
+) -> None:
+    assert decorator(id)(argument) == id(argument)
+
+
+@every_decorator
+@pytest.mark.parametrize("kind", ["handler", "filter"])
+def test_a_raising_handler_or_filter_costs_no_call(
+    decorator: Decorator, kind: str
+) -> None:
+    def raising(record: logging.LogRecord) -> bool:
+        raise Failure
+
+    handler = logging.NullHandler()
+    if kind == "handler":
+        handler.handle = raising  # type: ignore[method-assign]
+    else:
+        decorators.logger.addFilter(raising)
+    decorators.logger.addHandler(handler)
+    decorators.logger.setLevel(logging.INFO)
+    try:
+        decorated = decorator(function)
+        assert decorated(1) == "1b"
+        decorators._flush_all()
+    finally:
+        decorators.logger.removeHandler(handler)
+        decorators.logger.removeFilter(raising)
+        decorators.logger.setLevel(logging.NOTSET)
+
+
+@every_decorator
+def test_a_handler_may_be_decorated_itself(decorator: Decorator) -> None:
+    class Decorated(Lines):
+        emit = decorator(Lines.emit)
+
+    handler = Decorated()
+    decorators.logger.addHandler(handler)
+    decorators.logger.setLevel(logging.INFO)
+    try:
+        assert timeit(function)(1) == "1b"
+    finally:
+        decorators.logger.removeHandler(handler)
+        decorators.logger.setLevel(logging.NOTSET)
+    assert len(handler.of("timeit")) == 1
+
+
+@every_decorator
+def test_an_argument_is_let_go_after_the_call(
+    decorator: Decorator, lines: Lines
+) -> None:
+    class Big:
+        pass
+
+    decorated, big = decorator(lambda argument: None), Big()
+    decorated(big)
+    gone = weakref.ref(big)
+    del big
+    gc.collect()
+
+    assert gone() is None
+
+
+@every_decorator
+def test_no_line_holds_an_argument(decorator: Decorator, lines: Lines) -> None:
+    decorator(function)(4711, b="a secret")
+    decorators._flush_all()
+
+    assert lines.messages
+    assert not [line for line in lines.messages if "4711b" in line or "secret" in line]
+
+
+@every_decorator
+def test_recursion_and_threads_do_not_disturb_each_other(
+    decorator: Decorator, lines: Lines
+) -> None:
+    @decorator
+    def fibonacci(n: int) -> int:
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(fibonacci(10))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert results == [55] * 4
+
+
+@pytest.mark.parametrize(
+    ("decorator", "options"),
+    [
+        (timeit, {"slower_than": -1}),
+        (timeit, {"slower_than": float("nan")}),
+        (timeit, {"slower_than": 1, "every": 60}),
+        (timeit, {"every": 0}),
+        (timeit, {"every": float("nan")}),
+        (cache_profile, {"every": -1}),
+        (profile, {"top": -1}),
+        (profile, {"slower_than": -1}),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(
+    decorator: Decorator, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="="):
+        decorator(**options)(function)
+
+
+@pytest.mark.parametrize("decorator", [timeit, cache_profile, profile])
+def test_a_level_that_is_none_is_refused_at_once(decorator: Decorator) -> None:
+    with pytest.raises(TypeError):
+        decorator(level="INFO")(function)
+
+
+# --- what every line says -------------------------------------------------------------
+
+
+@every_decorator
+def test_every_line_says_which_function_where_and_which_process(
+    decorator: Decorator, lines: Lines
+) -> None:
+    decorator(function)(1)
+    decorators._flush_all()
+
+    written = [line for kind in KIND_NAMES for line in lines.of(kind)]
+    line = inspect.getsourcelines(function)[1]
+    assert written
+    for record in written:
+        assert list(record)[:4] == ["name", "file", "line", "pid"]
+        assert record["name"] == f"{__name__}.function"
+        assert record["file"] == __file__
+        assert record["line"] == line
+        assert record["pid"] == os.getpid()
+
+
+KIND_NAMES = ("timeit", "cache_profile", "profile")
+
+
+def test_lines_go_to_the_logger_and_level_they_are_given(lines: Lines) -> None:
+    other, handler = logging.getLogger("test.other"), Lines()
+    other.addHandler(handler)
+    other.setLevel(logging.DEBUG)
+
+    timeit(logger=other, level=logging.DEBUG)(function)(1)
+
+    assert len(handler.of("timeit")) == 1
+    assert not lines.messages
+
+
+def named(name: str, file: str = "odd.py") -> Callable[..., Any]:
+    """A function of that name in that file."""
+    scope: dict[str, Any] = {"__name__": "odd"}
+    exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
+    scope["function"].__qualname__ = name
+    result: Callable[..., Any] = scope["function"]
+    return result
+
+
+@pytest.mark.parametrize("name", ["a" * 9000, "é" * 9000, "\U0001f600" * 9000])
+@every_decorator
+def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
+    decorator: Decorator, name: str, lines: Lines
+) -> None:
+    decorator(named(name, name))()
+    decorators._flush_all()
+
+    for message in lines.messages:
+        assert len(message) <= decorators.LINE and message.isascii()
+
+
+@pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
+def test_odd_names_survive_the_way_through_the_log(
+    name: str,
+    lines: Lines,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timeit(named(name))()
+    (tmp_path / "log").write_text("\n".join(lines.messages))
+
+    assert main([str(tmp_path / "log"), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["functions"]
+    assert row["name"] == f"odd.{name}"
+
+
+# --- timeit ---------------------------------------------------------------------------
+
+
+def test_timeit_tells_waiting_from_computing(
+    lines: Lines, clock: Clock, cpu: Clock
+) -> None:
+    @timeit
+    def work() -> None:
+        clock.tick(2.0)
+        cpu.tick(0.5)
+
+    work()
+
+    (line,) = lines.of("timeit")
+    assert (line["seconds"], line["cpu"], line["raised"]) == (2.0, 0.5, None)
+
+
+def test_timeit_names_the_exception(lines: Lines) -> None:
+    with pytest.raises(Failure):
+        timeit(fail_function)(Failure())
+
+    assert lines.of("timeit")[0]["raised"] == "Failure"
+
+
+def test_slower_than_leaves_out_the_faster_calls_and_says_so(
+    lines: Lines, clock: Clock
+) -> None:
+    timed = timeit(slower_than=0.1)(clock.tick)
+    for seconds in (0.05, 0.125, 0.0625, 0.5):
+        timed(seconds)
+
+    assert [line["seconds"] for line in lines.of("timeit")] == [0.125, 0.5]
+    assert {line["slower_than"] for line in lines.of("timeit")} == {0.1}
+
+
+@pytest.mark.anyio
+async def test_slower_than_goes_by_what_the_caller_waited(
+    lines: Lines, clock: Clock
+) -> None:
+    @timeit(slower_than=0.1)
+    async def work(seconds: float) -> None:
+        clock.tick(seconds)
+
+    for seconds in (0.0625, 0.125):
+        await work(seconds)
+
+    assert [line["seconds"] for line in lines.of("timeit")] == [0.125]
+
+
+@pytest.mark.anyio
+async def test_the_caller_of_a_coroutine_waits_until_it_has_finished(
+    lines: Lines, clock: Clock
+) -> None:
+    @timeit
+    async def work() -> None:
+        clock.tick(1.0)
+        await pause()
+        clock.tick(2.0)
+
+    async def other_task() -> None:
+        clock.tick(4.0)
+
+    async def pause() -> None:
+        task = asyncio.create_task(other_task())
+        await asyncio.sleep(0)
+        await task
+
+    await work()
+
+    (line,) = lines.of("timeit")
+    assert (line["seconds"], line["inside"], line["finished"]) == (7.0, 3.0, 7.0)
+    assert "cpu" not in line
+
+
+def test_the_caller_of_a_generator_waits_from_asking_to_getting(
+    lines: Lines, clock: Clock
+) -> None:
+    @timeit
+    def count() -> Generator[int, None, None]:
+        for n in range(3):
+            clock.tick(1.0)
+            yield n
+
+    for _ in count():
+        clock.tick(10.0)
+
+    (line,) = lines.of("timeit")
+    assert (line["seconds"], line["inside"], line["finished"]) == (3.0, 3.0, 33.0)
+
+
+@pytest.mark.anyio
+async def test_the_reader_of_an_asynchronous_generator_waits_while_it_awaits(
+    lines: Lines, clock: Clock
+) -> None:
+    @timeit
+    async def count() -> AsyncGenerator[int, None]:
+        for n in range(2):
+            clock.tick(1.0)
+            task = asyncio.create_task(other_task())
+            await asyncio.sleep(0)
+            await task
+            yield n
+
+    async def other_task() -> None:
+        clock.tick(4.0)
+
+    async for _ in count():
+        clock.tick(10.0)
+
+    (line,) = lines.of("timeit")
+    assert (line["seconds"], line["inside"], line["finished"]) == (10.0, 2.0, 30.0)
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
+    end: str, lines: Lines
+) -> None:
+    steps = timeit(generator)(1)
+    next(steps)
+    if end == "close":
+        steps.close()
+    del steps
+    gc.collect()
+
+    assert [line["raised"] for line in lines.of("timeit")] == [None]
+
+
+@every_kind
+@pytest.mark.anyio
+async def test_while_its_logger_is_disabled_timeit_reads_no_clock(
+    kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(decorators, name, functools.partial(read.append, name))
+    quiet = logging.getLogger("test.quiet")
+    quiet.setLevel(logging.ERROR)
+
+    decorated = timeit(logger=quiet)(kind)
+
+    assert await result_of(decorated, 1) == await result_of(kind, 1)
+    assert read == []
+
+
+def test_every_logs_one_line_an_interval(lines: Lines, clock: Clock) -> None:
+    timed = timeit(every=60)(clock.tick)
+    for _ in range(130):
+        timed(1.0)
+
+    assert [line["calls"] for line in lines.of("timeit")] == [60, 60]
+    decorators._flush_all()
+    assert [line["calls"] for line in lines.of("timeit")] == [60, 60, 10]
+
+
+def test_every_logs_what_is_left_when_the_function_is_dropped(lines: Lines) -> None:
+    timeit(every=60)(lambda: None)()
+    gc.collect()
+
+    assert [line["calls"] for line in lines.of("timeit")] == [1]
+
+
+@pytest.mark.anyio
+async def test_every_counts_all_kinds_of_calls(lines: Lines, clock: Clock) -> None:
+    decorated = [timeit(every=60)(kind) for kind in KINDS]
+    for one in decorated:
+        await result_of(one, 1)
+        await result_of(one, 2)
+    decorators._flush_all()
+
+    calls = {line["name"].split(".")[1]: line["calls"] for line in lines.of("timeit")}
+    assert calls == dict.fromkeys([kind.__name__ for kind in KINDS], 2)
+
+
+def test_every_counts_failed_calls(lines: Lines) -> None:
+    @timeit(every=60)
+    def work(error: Exception | None) -> None:
+        if error:
+            raise error
+
+    for error in (None, Failure(), None, ValueError()):
+        try:
+            work(error)
+        except (Failure, ValueError):
+            pass
+    decorators._flush_all()
+
+    (line,) = lines.of("timeit")
+    assert (line["calls"], line["errors"]) == (4, 2)
+
+
+def test_every_loses_no_call_of_many_threads(lines: Lines) -> None:
+    @timeit(every=3600)
+    def work(n: int) -> None:
+        pass
+
+    def calls() -> None:
+        for n in range(10_000):
+            work(n)
+
+    threads = [threading.Thread(target=calls) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    decorators._flush_all()
+
+    (line,) = lines.of("timeit")
+    assert line["calls"] == 40_000
+
+
+def test_counting_that_is_interrupted_by_a_call_does_not_wait_for_itself(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a signal handler or a destructor may, which can come anywhere.
+    timed = timeit(every=3600)(abs)
+
+    class Interrupted(decorators.Durations):
+        def add(self, durations: Sequence[float]) -> None:
+            timed(-2)
+            decorators._flush_all()
+            super().add(durations)
+
+    monkeypatch.setattr(decorators, "Durations", Interrupted)
+    timed = timeit(every=3600)(abs)
+    timed(-1)
+    thread = threading.Thread(target=decorators._flush_all, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert lines.of("timeit")[0]["calls"] == 1
+
+
+def test_every_takes_constant_memory(lines: Lines, clock: Clock) -> None:
+    timed = timeit(every=1e15)(clock.tick)
+    rng = random.Random(1)
+    for _ in range(10_000):
+        timed(rng.uniform(0.5, 2.0))
+    (tally,) = [
+        tally
+        for tally in decorators._tallies
+        if isinstance(tally, decorators.TimeTally) and tally.durations.calls
+    ]
+
+    assert tally.durations.calls > 9_000 - decorators.BATCH
+    assert len(tally.pending) < decorators.BATCH
+    assert len(tally.durations.halves) <= 2 * 128 + 1
+
+
+DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
+    "uniform": lambda rng: rng.uniform(0.001, 0.002),
+    "lognormal": lambda rng: rng.lognormvariate(-9, 2),
+    "two peaks": lambda rng: rng.gauss(0.001, 0.0001) + (rng.random() < 0.1),
+    "one value": lambda rng: 0.25,
+}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    DISTRIBUTIONS.values(),
+    ids=[name.replace(" ", "-") for name in DISTRIBUTIONS],
+)
+@pytest.mark.parametrize("calls", [1, 2, 10, 1000])
+def test_a_quantile_is_no_more_than_a_64th_off(
+    draw: Callable[[random.Random], float], calls: int
+) -> None:
+    rng = random.Random(calls)
+    sample = sorted(abs(draw(rng)) for _ in range(calls))
+    durations = decorators.Durations()
+    durations.add(sample)
+
+    for q in (0.5, 0.95, 0.99, 1.0):
+        true = sample[max(-int(-q * calls // 1), 1) - 1]
+        assert durations.quantile(q) == pytest.approx(true, rel=1 / 64)
+    assert durations.calls == calls
+    assert durations.total == pytest.approx(sum(sample))
+    assert durations.max == sample[-1]
+
+
+def test_merged_histograms_are_as_good_as_one_of_everything() -> None:
+    rng = random.Random(3)
+    parts = [[rng.lognormvariate(-8, 2) for _ in range(500)] for _ in range(4)]
+    whole, merged = decorators.Durations(), decorators.Durations()
+    for part in parts:
+        whole.add(part)
+        durations = decorators.Durations()
+        durations.add(part)
+        logged = json.loads(json.dumps(durations.packed(10_000)))
+        merged.merge(len(part), durations.total, durations.max, logged)
+
+    assert merged.buckets() == whole.buckets()
+    assert merged.figures() == pytest.approx(whole.figures())
+
+
+def test_a_histogram_of_absurdly_many_buckets_still_fits_into_a_line(
+    lines: Lines, clock: Clock
+) -> None:
+    def odd(seconds: float) -> None:
+        clock.tick(seconds)
+
+    odd.__qualname__ = "a" * 9000
+    timed = timeit(every=1e15)(odd)
+    durations = [1e-9 * 1.02**n for n in range(1500) for _ in range(10)]
+    for seconds in durations:
+        clock.now = 0.0
+        timed(seconds)
+    decorators._flush_all()
+
+    (message,) = lines.messages
+    assert len(message) <= decorators.LINE
+    (line,) = lines.of("timeit")
+    assert line["calls"] == len(durations)
+    merged = decorators.Durations()
+    merged.merge(line["calls"], line["total"], line["max"], line["buckets"])
+    assert merged.quantile(0.95) == pytest.approx(line["p95"], rel=0.001)
+
+
+# --- cache_profile --------------------------------------------------------------------
+
+
+def last_cache_line(lines: Lines) -> dict[str, Any]:
+    decorators._flush_all()
+    return lines.of("cache_profile")[-1]
+
+
+@pytest.mark.parametrize("maxsize", [-1, 0, 1, 2, 7, 50, 1000, None])
+@pytest.mark.parametrize("seed", range(3))
+def test_cache_profile_foretells_what_lru_cache_would_do(
+    maxsize: int | None, seed: int, lines: Lines
+) -> None:
+    def work(a: int, *, b: int = 0) -> None:
+        pass
+
+    rng = random.Random(seed)
+    profiled = cache_profile(maxsize=maxsize)(work)
+    cached = functools.lru_cache(maxsize=maxsize)(work)
+    unbounded = functools.lru_cache(maxsize=None)(work)
+    for _ in range(2000):
+        kwargs = {"b": 1} if rng.random() < 0.3 else {}
+        a = int(rng.expovariate(0.05))
+        for one in (profiled, cached, unbounded):
+            one(a, **kwargs)
+
+    line = last_cache_line(lines)
+    assert line["calls"] == 2000
+    assert line["hits"] == cached.cache_info().hits
+    assert line["hits_unbounded"] == unbounded.cache_info().hits
+    assert line["distinct"] == unbounded.cache_info().currsize
+
+
+def test_cache_profile_says_which_time_hits_would_have_saved(
+    lines: Lines, clock: Clock
+) -> None:
+    profiled = cache_profile(clock.tick)
+    for seconds in (1.0, 2.0, 1.0, 1.0):
+        profiled(seconds)
+
+    line = last_cache_line(lines)
+    assert (line["total"], line["saved"]) == (5.0, 2.0)
+
+
+def test_time_inside_of_a_recursion_is_saved_only_once(
+    lines: Lines, clock: Clock
+) -> None:
+    @cache_profile
+    def fibonacci(n: int) -> int:
+        clock.tick(1.0)
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    fibonacci(5)
+
+    # All 15 calls take a second, 6 of them would be made with a cache.
+    line = last_cache_line(lines)
+    assert (line["calls"], line["total"], line["saved"]) == (15, 15.0, 9.0)
+
+
+def test_unhashable_arguments_are_counted_as_such(lines: Lines) -> None:
+    profiled = cache_profile(id)
+    arguments: list[Any] = [1, [], {}, Argument(), 1]
+    for argument in arguments:
+        profiled(argument)
+
+    line = last_cache_line(lines)
+    assert (line["calls"], line["unhashable"], line["hits"]) == (5, 3, 1)
+
+
+def test_a_call_that_raises_is_never_a_hit(lines: Lines) -> None:
+    @cache_profile
+    def work(n: int) -> None:
+        if n < 0:
+            raise Failure
+
+    for n in (-7, -7, 1, 1):
+        try:
+            work(n)
+        except Failure:
+            pass
+
+    line = last_cache_line(lines)
+    assert (line["calls"], line["distinct"]) == (4, 2)
+    assert (line["hits"], line["hits_unbounded"]) == (1, 1)
+
+
+def test_the_key_can_be_chosen(lines: Lines) -> None:
+    profiled = cache_profile(key=lambda words: tuple(words))(len)
+    profiled(["a"])
+    profiled(["a"])
+
+    line = last_cache_line(lines)
+    assert (line["distinct"], line["hits"], line["unhashable"]) == (1, 1, 0)
+
+
+def test_self_is_part_of_the_key(lines: Lines) -> None:
+    class Shop:
+        @cache_profile
+        def price(self, article: int) -> int:
+            return article
+
+    shops = [Shop(), Shop()]
+    for shop in shops:
+        shop.price(1)
+
+    assert last_cache_line(lines)["distinct"] == 2
+
+
+@pytest.mark.anyio
+async def test_two_calls_at_once_are_both_misses(lines: Lines) -> None:
+    @cache_profile
+    async def fetch(n: int) -> int:
+        await asyncio.sleep(0)
+        return n
+
+    await asyncio.gather(fetch(1), fetch(1))
+    await fetch(1)
+
+    assert last_cache_line(lines)["hits"] == 1
+
+
+def test_the_lines_of_two_intervals_add_up(lines: Lines, clock: Clock) -> None:
+    profiled = cache_profile(every=10)(clock.tick)
+    for seconds in (6.0, 6.0, 6.0, 6.0, 1.0):
+        profiled(seconds)
+    decorators._flush_all()
+
+    written = lines.of("cache_profile")
+    assert [line["calls"] for line in written] == [2, 2, 1]
+    assert [line["distinct"] for line in written] == [1, 0, 1]
+    assert [line["hits"] for line in written] == [1, 2, 0]
+
+
+def test_very_many_argument_sets_are_estimated_in_constant_memory(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decorators, "SAMPLE", 1000)
+    monkeypatch.setattr(decorators, "UNBOUNDED", 1000)
+    profiled = cache_profile(maxsize=None)(abs)
+    for n in range(20_000):
+        profiled(n % 15_000)
+    (tally,) = [
+        tally
+        for tally in decorators._tallies
+        if isinstance(tally, decorators.CacheTally) and tally.counts["calls"]
+    ]
+
+    assert len(tally.seen) <= 1000 and len(tally.lru) <= 1000
+    line = last_cache_line(lines)
+    # The standard error is 1.2 / sqrt(1000) = 4 %; hashes of numbers do not change.
+    assert line["distinct"] == pytest.approx(15_000, rel=0.1)
+    assert line["hits_unbounded"] == pytest.approx(20_000 - line["distinct"])
+
+
+# --- profile --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profilers(monkeypatch: pytest.MonkeyPatch) -> list[cProfile.Profile]:
+    """The profilers that were used, in order."""
+    used: list[cProfile.Profile] = []
+
+    class Remembered(cProfile.Profile):
+        def __init__(self) -> None:
+            super().__init__()
+            used.append(self)
+
+    monkeypatch.setattr(cProfile, "Profile", Remembered)
+    return used
+
+
+def write(lines: Lines, path: Path) -> str:
+    path.write_text("".join(f"INFO {message}\n" for message in lines.messages))
+    return str(path)
+
+
+def fill(n: int) -> int:
+    return len(sorted(random.Random(n).random() for _ in range(n)))
+
+
+def busy() -> int:
+    return sum(fill(n) for n in (10, 20, 30))
+
+
+def test_the_profile_in_the_log_is_the_one_that_cprofile_would_have_dumped(
+    lines: Lines, profilers: list[cProfile.Profile], tmp_path: Path
+) -> None:
+    profile(busy)()
+    profilers[0].dump_stats(tmp_path / "dumped")
+
+    assert (
+        main([write(lines, tmp_path / "log"), "--pstats", str(tmp_path / "out")]) == 0
+    )
+    (written,) = (tmp_path / "out").iterdir()
+    ours, theirs = (
+        pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
+        for path in (written, tmp_path / "dumped")
+    )
+    assert ours == theirs
+    assert len(ours) > 5
+    assert marshal.loads(written.read_bytes()) == theirs
+
+
+def test_nothing_of_the_decorator_is_in_the_profile_of_a_function(
+    lines: Lines, profilers: list[cProfile.Profile]
+) -> None:
+    profile(busy)()
+
+    files = {file for file, _, _ in profilers[0].stats}
+    assert str(SCRIPT) not in files
+
+
+def test_the_functions_with_the_most_time_are_logged_as_text(lines: Lines) -> None:
+    profile(top=2)(busy)()
+
+    rows = [line["top"] for line in lines.of("profile") if "top" in line]
+    header = [row.split()[0] for row in rows].index("ncalls")
+    assert len(rows) == header + 3
+    assert "(busy)" in rows[header + 1]
+
+
+def test_a_large_profile_comes_in_numbered_lines_shorter_than_4_kb(
+    lines: Lines,
+) -> None:
+    scope: dict[str, Any] = {}
+    rng = random.Random(5)
+    names = [f"function_{rng.getrandbits(64):x}" for _ in range(1000)]
+    for name in names:
+        exec(f"def {name}(): pass", scope)  # noqa: S102
+
+    @profile
+    def work() -> None:
+        for name in names:
+            scope[name]()
+
+    work()
+
+    parts = [line for line in lines.of("profile") if "part" in line]
+    assert len(parts) > 2
+    assert [line["part"] for line in parts] == list(range(1, len(parts) + 1))
+    assert {line["parts"] for line in parts} == {len(parts)}
+    assert max(map(len, lines.messages)) < 4096
+
+
+def test_a_profile_that_is_too_large_for_a_log_is_not_logged(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decorators, "PARTS", 0)
+
+    profile(busy)()
+
+    assert "too large" in lines.of("profile")[-1]["skipped"]
+    assert not [line for line in lines.of("profile") if "part" in line]
+
+
+def test_the_profile_of_a_fast_call_is_thrown_away(lines: Lines, clock: Clock) -> None:
+    profiled = profile(slower_than=1.0)(clock.tick)
+
+    profiled(0.5)
+    assert not lines.messages
+    profiled(1.5)
+    assert lines.messages
+
+
+def test_calls_inside_of_a_profiled_call_run_without_and_are_counted(
+    lines: Lines, profilers: list[cProfile.Profile]
+) -> None:
+    inner = profile(fill)
+
+    @profile
+    def outer() -> int:
+        return inner(1) + inner(2)
+
+    assert outer() == 3
+    assert len(profilers) == 1
+    skipped = [line for line in lines.of("profile") if "skipped" in line]
+    assert [(line["skipped"], line["calls"]) for line in skipped] == [
+        (f"{__name__}.fill", 2)
+    ]
+
+
+def test_a_call_of_another_thread_meanwhile_runs_without(
+    lines: Lines, profilers: list[cProfile.Profile]
+) -> None:
+    profiled = profile(fill)
+
+    @profile
+    def outer() -> None:
+        thread = threading.Thread(target=profiled, args=(5,))
+        thread.start()
+        thread.join()
+
+    outer()
+    assert len(profilers) == 1
+    profiled(5)
+    assert len(profilers) == 2
+
+
+def test_a_profiler_that_is_at_work_already_is_left_alone(lines: Lines) -> None:
+    theirs, profiled = cProfile.Profile(), profile(busy)
+    theirs.enable()
+    profiled()
+    profiled()
+    busy()
+    theirs.disable()
+    theirs.create_stats()
+
+    calls = {name: times[1] for (_, _, name), times in theirs.stats.items()}
+    assert calls["busy"] == 3
+    assert [line["skipped"] for line in lines.of("profile")] == [
+        "another profiler is active"
+    ]
+    profiled()
+    assert [line for line in lines.of("profile") if "part" in line]
+
+
+@pytest.mark.anyio
+async def test_other_tasks_are_not_blamed_on_a_coroutine(
+    lines: Lines, profilers: list[cProfile.Profile]
+) -> None:
+    def innocent() -> None:
+        pass
+
+    async def other_task() -> None:
+        innocent()
+
+    @profile
+    async def handle() -> int:
+        task = asyncio.create_task(other_task())
+        await asyncio.sleep(0)
+        await task
+        return fill(5)
+
+    assert await handle() == 5
+    names = {name for _, _, name in profilers[0].stats}
+    assert {"handle", "fill"} <= names
+    assert not {"innocent", "other_task"} & names
+
+
+@pytest.mark.anyio
+async def test_concurrent_coroutines_all_finish_and_one_is_profiled(
+    lines: Lines, profilers: list[cProfile.Profile]
+) -> None:
+    @profile
+    async def handle(n: int) -> int:
+        await asyncio.sleep(0)
+        return n
+
+    assert await asyncio.gather(*map(handle, range(5))) == [0, 1, 2, 3, 4]
+    assert len(profilers) == 1
+    assert lines.of("profile")[-1]["calls"] == 4
+
+
+def test_while_its_logger_is_disabled_nothing_is_profiled(
+    profilers: list[cProfile.Profile],
+) -> None:
+    assert profile(fill)(3) == 3
+    assert not profilers
+
+
+def test_a_call_that_raises_is_profiled_and_frees_the_profiler(lines: Lines) -> None:
+    for _ in range(2):
+        with pytest.raises(Failure):
+            profile(fail_function)(Failure())
+
+    assert len({line["id"] for line in lines.of("profile")}) == 2
+
+
+# --- reading --------------------------------------------------------------------------
+
+
+def timed_line(name: Any = "shop.pay", seconds: Any = 0.25, **more: Any) -> str:
+    record = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1}
+    record.update(seconds=seconds, cpu=0.1, raised=None)
+    return f"timeit {json.dumps({**record, **more})}"
+
+
+def cache_line(name: str = "shop.rate", **more: Any) -> str:
+    record: dict[str, Any] = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1}
+    record.update(maxsize=16, calls=10, unhashable=1, distinct=4, hits=4)
+    record.update(hits_unbounded=5, total=2.0, saved=1.5)
+    return f"cache_profile {json.dumps({**record, **more})}"
+
+
+def profile_lines(
+    name: str = "shop.handle",
+    profile_id: str = "0123456789ab",
+    packed: bytes | None = None,
+    parts: int = 3,
+) -> list[str]:
+    if packed is None:
+        stats: decorators.Stats = {("shop.py", 1, "handle"): (1, 1, 0.5, 0.5, {})}
+        packed = decorators._pack(stats)
+    checksum, data = (
+        hashlib.sha256(packed).hexdigest(),
+        base64.b64encode(packed).decode(),
+    )
+    size = -(-len(data) // parts)
+    head = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1, "id": profile_id}
+    return [
+        "profile "
+        + json.dumps(
+            {
+                **head,
+                "part": n + 1,
+                "parts": parts,
+                "sha256": checksum,
+                "data": data[n * size : (n + 1) * size],
+            }
+        )
+        for n in range(parts)
+    ]
+
+
+Read = Callable[..., tuple[int, dict[str, list[dict[str, Any]]], str]]
+
+
+@pytest.fixture
+def read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Read:
+    """Write lines to a log and read it: exit status, JSON, standard error."""
+
+    def read(
+        *lines: str, log: bytes = b"", options: tuple[str, ...] = ()
+    ) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
+        path = tmp_path / "app.log"
+        path.write_bytes(log or "\n".join([*lines, ""]).encode())
+        status = main([str(path), "--json", *options])
+        out, err = capsys.readouterr()
+        return status, json.loads(out), err
+
+    return read
+
+
+TIMES = ("total", "mean", "p50", "p95", "p99", "max")
+RATIOS = ("hit_ratio", "hit_ratio_unbounded")
+
+
+def test_the_json_has_the_keys_it_promises(read: Read) -> None:
+    status, found, _ = read(timed_line(), cache_line(), *profile_lines())
+
+    assert status == 0
+    assert {key: list(rows[0]) for key, rows in found.items()} == {
+        "functions": ["name", "calls", "errors", *TIMES, "cpu"],
+        "caches": ["name", "maxsize", "calls", "distinct", *RATIOS, "total", "saved"],
+        "profiles": ["name", "id", "complete"],
+    }
+
+
+def test_calls_of_a_function_are_added_up(read: Read) -> None:
+    _, found, _ = read(
+        timed_line(seconds=0.25, cpu=0.25),
+        timed_line(seconds=0.75, cpu=0.25, raised="ValueError"),
+    )
+
+    (row,) = found["functions"]
+    assert (row["name"], row["calls"], row["errors"]) == ("shop.pay", 2, 1)
+    assert (row["total"], row["mean"], row["max"], row["cpu"]) == (1.0, 0.5, 0.75, 0.5)
+    assert row["p50"] == pytest.approx(0.25, rel=1 / 64)
+    assert row["p95"] == pytest.approx(0.75, rel=1 / 64)
+
+
+def test_lines_of_intervals_and_of_calls_are_added_up_alike(
+    lines: Lines, clock: Clock, read: Read
+) -> None:
+    rng = random.Random(8)
+    durations = [rng.lognormvariate(-3, 1) for _ in range(3000)]
+    together, each = timeit(every=20)(clock.tick), timeit(clock.tick)
+    for seconds in durations:
+        together(seconds)
+    decorators._flush_all()
+    by_interval = list(lines.messages)
+    lines.messages.clear()
+    for seconds in durations:
+        each(seconds)
+
+    assert 3 < len(by_interval) < 100
+    (one,), (other,) = (
+        read(*messages)[1]["functions"] for messages in (by_interval, lines.messages)
+    )
+    for row in (one, other):
+        del row["cpu"], row["name"]
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_cache_lines_are_added_up_by_function_and_size(read: Read) -> None:
+    _, found, _ = read(
+        cache_line(), cache_line(distinct=-1), cache_line(maxsize=None), cache_line("b")
+    )
+
+    rows = {(row["name"], row["maxsize"]): row for row in found["caches"]}
+    assert set(rows) == {("shop.rate", 16), ("shop.rate", None), ("b", 16)}
+    row = rows["shop.rate", 16]
+    assert (row["calls"], row["distinct"], row["total"], row["saved"]) == (20, 3, 4, 3)
+    assert (row["hit_ratio"], row["hit_ratio_unbounded"]) == (0.4, 0.5)
+
+
+def in_json(line: str) -> str:
+    return json.dumps({"log": line + "\n", "stream": "stdout"})
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        "{}",
+        "2026-01-01 12:00:00,000 INFO MainThread {}",
+        "<13>1 2026-01-01T12:00:00Z host app 123 - - {}",
+        "Jan  1 12:00:00 host app[123]: INFO:decorators:{}",
+        "[{{ odd }} timeit { } profile] {}",
+        "{} request=4711",
+        'shipper="x" msg={} | {{"more": 1}}',
+        "\x1b[32mINFO\x1b[0m {}\x1b[0m",
+        "é☃ {}\r",
+    ],
+)
+def test_the_prefix_does_not_matter(envelope: str, read: Read) -> None:
+    before, after = envelope.replace("{{", "{").replace("}}", "}").rsplit("{}", 1)
+
+    status, found, err = read(
+        before + timed_line() + after, before + cache_line() + after
+    )
+
+    assert (status, err) == (0, "")
+    assert found["functions"][0]["calls"] == found["caches"][0]["calls"] / 10 == 1
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_lines_inside_of_json_logs_are_found(depth: int, read: Read) -> None:
+    lines = [timed_line(), cache_line(), *profile_lines()]
+    for _ in range(depth):
+        lines = [in_json(line) for line in lines]
+
+    status, found, err = read(*lines)
+
+    assert (status, err) == (0, "")
+    assert found["functions"] and found["caches"]
+    assert found["profiles"][0]["complete"]
+
+
+def test_of_two_lines_that_ran_into_each_other_the_whole_one_counts(read: Read) -> None:
+    _, found, err = read(timed_line()[:50] + timed_line("shop.other"))
+
+    assert [row["name"] for row in found["functions"]] == ["shop.other"]
+    assert "damaged lines left out: 1" in err
+
+
+DAMAGE: dict[str, str] = {
+    "truncated": timed_line()[:70],
+    "text for a number": timed_line(seconds="long"),
+    "NaN": timed_line(seconds=float("nan")),
+    "infinity": timed_line(seconds=float("inf")),
+    "negative": timed_line(seconds=-1),
+    "absurdly large": timed_line(seconds=10**400),
+    "more digits than int() takes": timed_line().replace("0.25", "9" * 5000),
+    "a list": timed_line(seconds=[1]),
+    "true": timed_line(seconds=True),
+    "a number for a name": timed_line(name=7),
+    "nothing else": 'timeit {"name": "shop.pay"}',
+    "nested very deep": 'timeit {"name": ' + "[" * 20_000,
+    "buckets that contradict": timed_line(
+        calls=2, errors=0, total=1, max=1, buckets=[4000, 1]
+    ),
+    "half a bucket": timed_line(
+        calls=1, errors=0, total=1, max=1, buckets=[4000, 1, 1]
+    ),
+    "no buckets": timed_line(calls=0, errors=0, total=1, max=1, buckets=[]),
+    "infinite bucket": timed_line(calls=1, errors=0, total=1, max=1, buckets=[8160, 1]),
+    "buckets of text": timed_line(calls=1, errors=0, total=1, max=1, buckets="ab"),
+    "cache size of text": cache_line(maxsize="large"),
+    "cache calls of text": cache_line(calls="many"),
+    "part of text": profile_lines()[0].replace('"part": 1', '"part": "1"'),
+    "part 0": profile_lines()[0].replace('"part": 1', '"part": 0'),
+    "part beyond the last": profile_lines()[0].replace('"part": 1', '"part": 4'),
+    "very many parts": profile_lines()[0].replace('"parts": 3', '"parts": 30000000'),
+    "an id that is a path": profile_lines(profile_id="../../../etc")[0],
+    "in JSON and cut off": in_json(timed_line())[:60],
+}
+
+
+@pytest.mark.parametrize(
+    "line", DAMAGE.values(), ids=[n.replace(" ", "-") for n in DAMAGE]
+)
+def test_a_damaged_line_is_reported_and_everything_else_read(
+    line: str, read: Read
+) -> None:
+    status, found, err = read(line, timed_line("shop.fine"))
+
+    assert [row["name"] for row in found["functions"]] == ["shop.fine"]
+    assert found["caches"] == []
+    assert "damaged lines left out: 1" in err
+    assert status == 0
+
+
+def test_lines_of_other_origin_are_passed_over(read: Read) -> None:
+    rng = random.Random(2)
+    garbage = rng.randbytes(100_000) + b"\n" + b"x" * 300_000 + b"\n\0\xff\n"
+    foreign = b'timeit {"x": 1}\nmytimeit {"name": "a"}\nprofile {name}\ntimeit {}\n'
+
+    status, found, err = read(log=garbage + foreign + timed_line().encode())
+
+    assert (status, err) == (0, "")
+    assert len(found["functions"]) == 1
+
+
+def test_a_log_with_nothing_of_ours_gives_exit_status_1(read: Read) -> None:
+    status, found, err = read("just", "some", "lines")
+
+    assert (status, found) == (1, {"functions": [], "caches": [], "profiles": []})
+    assert "nothing found" in err
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_rotated_logs_can_be_given_in_any_order(
+    order: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = profile_lines()
+    names = ["app.log", "app.log.1", "app.log.2.gz"]
+    for name, part in zip(names, parts):
+        text = f"{timed_line()}\n{part}\n{cache_line()}\n".encode()
+        (tmp_path / name).write_bytes(
+            gzip.compress(text) if name.endswith(".gz") else text
+        )
+
+    assert main([str(tmp_path / names[n]) for n in order] + ["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["functions"][0]["calls"] == 3
+    assert found["caches"][0]["calls"] == 30
+    assert found["profiles"][0]["complete"] is True
+
+
+def test_the_lines_of_two_profiles_may_be_mixed(read: Read) -> None:
+    one, two = profile_lines(), profile_lines("shop.other", "ba9876543210")
+    mixed = [line for pair in zip(one, reversed(two)) for line in pair]
+
+    _, found, err = read(*mixed)
+
+    assert [row["complete"] for row in found["profiles"]] == [True, True]
+    assert err == ""
+
+
+def unpacked(*rows: Any) -> bytes:
+    return zlib.compress(json.dumps(rows).encode())
+
+
+PROFILE_DAMAGE: dict[str, list[str]] = {
+    "a line is missing": profile_lines()[:-1],
+    "only the text is there": [
+        'profile {"name": "shop.handle", "id": "0123456789ab", "top": "x"}'
+    ],
+    "data changed": [line.replace('data": "', 'data": "A') for line in profile_lines()],
+    "checksum of another": [
+        line.replace('"sha256": "', '"sha256": "0') for line in profile_lines()
+    ],
+    "no base64": [line.replace('data": "', 'data": "é!') for line in profile_lines()],
+    "not packed": profile_lines(packed=b"hello"),
+    "no JSON": profile_lines(packed=zlib.compress(b"hello")),
+    "no table": profile_lines(packed=unpacked(1, 2)),
+    "rows too short": profile_lines(packed=unpacked(["a", 1, "f", 1])),
+    "file is a number": profile_lines(packed=unpacked([1, 1, "f", 1, 1, 0, 0, []])),
+    "time is NaN": profile_lines(
+        packed=unpacked(["a", 1, "f", 1, 1, float("nan"), 0, []])
+    ),
+    "unknown caller": profile_lines(
+        packed=unpacked(["a", 1, "f", 1, 1, 0, 0, [[9, 1, 1, 0, 0]]])
+    ),
+    "cut off": profile_lines(packed=unpacked([["a", 1, "f", 1, 1, 0, 0, []]])[:-5]),
+    "nested very deep": profile_lines(packed=zlib.compress(b"[" * 100_000)),
+}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    PROFILE_DAMAGE.values(),
+    ids=[n.replace(" ", "-") for n in PROFILE_DAMAGE],
+)
+def test_a_damaged_profile_is_reported_by_name_and_left_out(
+    damaged: list[str], read: Read, tmp_path: Path
+) -> None:
+    fine = profile_lines("shop.fine", "ba9876543210")
+    status, found, err = read(
+        *damaged, *fine, options=("--pstats", str(tmp_path / "out"))
+    )
+
+    assert status == 0
+    assert {row["name"]: row["complete"] for row in found["profiles"]} == {
+        "shop.handle": False,
+        "shop.fine": True,
+    }
+    assert "profile 0123456789ab of shop.handle is damaged or incomplete" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [
+        "shop.fine-ba9876543210.pstats"
+    ]
+
+
+def test_a_profile_that_unpacks_to_too_much_is_damaged(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decorators, "PROFILE", 10_000)
+    bomb = zlib.compress(b"[" + b" " * 100_000 + b"]")
+
+    _, found, _ = read(
+        *profile_lines(packed=bomb), options=("--pstats", str(tmp_path / "out"))
+    )
+
+    assert found["profiles"][0]["complete"] is False
+
+
+def test_incomplete_profiles_do_not_pile_up_in_memory() -> None:
+    report = decorators.Report(None)
+    for n in range(1000):
+        report.read(profile_lines(profile_id=f"{n:012x}")[0].encode())
+
+    assert len(report.profiles) == 1000
+    assert len(report.open) == decorators.OPEN_PROFILES
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/passwd", "..", "a/b\\c", "nul\0l", "x" * 5000, "%s{}"]
+)
+def test_the_file_of_a_profile_stays_in_its_folder(
+    name: str, read: Read, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "er" / "out"
+
+    status, _, _ = read(*profile_lines(name), options=("--pstats", str(out)))
+
+    assert status == 0
+    (file,) = out.iterdir()
+    assert file.name.endswith("-0123456789ab.pstats")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "app.log", tmp_path / "deep"]
+
+
+def test_a_folder_that_cannot_be_written_gives_exit_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("\n".join(profile_lines()))
+
+    assert main([str(log), "--pstats", str(log)]) == 2
+    assert capsys.readouterr().err.startswith("decorators.py: [Errno 17] File exists: ")
+
+
+def broken_logs(tmp_path: Path) -> dict[str, Path]:
+    packed = gzip.compress(timed_line().encode() * 1000)
+    contents = {
+        "cut-off.gz": packed[:-20],
+        "changed.gz": packed[:200] + b"\xff" * 50 + packed[250:],
+        "header-only.gz": b"\x1f\x8b\x08\0",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    return {name: tmp_path / name for name in [*contents, "folder", "missing"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["cut-off.gz", "changed.gz", "header-only.gz", "folder", "missing"]
+)
+def test_a_log_that_cannot_be_read_gives_status_2_and_the_others_are_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = broken_logs(tmp_path)[name]
+    (tmp_path / "app.log").write_text(timed_line("shop.fine"))
+
+    assert main([str(broken), str(tmp_path / "app.log"), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert "shop.fine" in [row["name"] for row in json.loads(out)["functions"]]
+    assert err.startswith(f"decorators.py: {broken}: ")
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--demo", "app.log"], ["x", "--sort", "name"], ["x", "--top", "0"], ["--no"]],
+)
+def test_bad_arguments_give_exit_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+
+    assert exit_.value.code == 2
+
+
+SORTED = {
+    "total": ["a", "b", "c"],
+    "mean": ["c", "a", "b"],
+    "p95": ["c", "a", "b"],
+    "max": ["c", "a", "b"],
+    "calls": ["b", "a", "c"],
+    "saved": ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize(("sort", "order"), SORTED.items())
+def test_functions_are_sorted_by_what_is_asked_for(
+    sort: str, order: list[str], read: Read
+) -> None:
+    lines = [timed_line("b", 1.0)] * 3 + [timed_line("a", 2.0)] * 2
+    lines += [timed_line("c", 2.5)]
+
+    _, found, _ = read(*lines, options=("--sort", sort))
+
+    assert [row["name"] for row in found["functions"]] == order
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        ((), ["a", "b"]),
+        (("--sort", "saved"), ["a", "b"]),
+        (("--sort", "mean"), ["a", "b"]),
+        (("--sort", "total"), ["b", "a"]),
+        (("--sort", "calls"), ["b", "a"]),
+        (("--sort", "calls", "--top", "1"), ["b"]),
+    ],
+)
+def test_caches_are_sorted_by_time_saved_unless_they_have_what_is_asked_for(
+    options: tuple[str, ...], order: list[str], read: Read
+) -> None:
+    _, found, _ = read(
+        cache_line("b", calls=20, total=9.0, saved=1.0),
+        cache_line("a"),
+        options=options,
+    )
+
+    assert [row["name"] for row in found["caches"]] == order
+
+
+def test_the_tables_say_the_same_for_people(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "app.log"
+    lines = [timed_line(), timed_line("shop.ship", 0.125, slower_than=0.1)]
+    log.write_text("\n".join([*lines, cache_line(), *profile_lines()]))
+
+    assert main([str(log)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:4] == [
+        "== functions",
+        "calls   total    mean     p50     p95     max  errors  CPU  function",
+        "    1  250 ms  250 ms  250 ms  250 ms  250 ms       0  40%  shop.pay",
+        "    1  125 ms  125 ms  125 ms  125 ms  125 ms       0  80%  shop.ship *",
+    ]
+    assert out[5] == "* without the calls that were faster than slower_than="
+    assert out[7:10] == [
+        "== cache candidates",
+        "calls  distinct  unhashable   hits  unbounded  total  saved  maxsize  function",
+        "   10         4           1  40.0%      50.0%    2 s  1.5 s       16  shop.rate",
+    ]
+    assert out[11:14] == [
+        "== profiles",
+        "          id  function",
+        "0123456789ab  shop.handle",
+    ]
+
+
+def test_a_name_from_a_log_cannot_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_text(
+        timed_line("\x1b[2Jevil\r\n") + "\n" + profile_lines("\x1b[2Jp")[0] + "\n"
+    )
+
+    main([str(log)])
+    out, err = capsys.readouterr()
+    assert "?[2Jevil??" in out
+    assert "\x1b" not in out + err
+
+
+# --- in processes of their own --------------------------------------------------------
+
+
+def run(
+    *command: str | Path, stdin: bytes = b"", **more: Any
+) -> subprocess.CompletedProcess[bytes]:
+    arguments = [sys.executable, *map(str, command)]
+    return subprocess.run(
+        arguments, input=stdin, capture_output=True, check=False, **more
+    )
+
+
+def test_the_script_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
+    # Alone in a folder, with no site-packages.
+    alone = shutil.copy(SCRIPT, tmp_path / "decorators.py")
+    log = timed_line().encode()
+
+    done = run("-I", "-S", "-W", "error", alone, "-", stdin=log)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"shop.pay" in done.stdout
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_log_can_come_from_standard_input(packed: bool) -> None:
+    log = timed_line().encode()
+
+    done = run(SCRIPT, "-", "--json", stdin=gzip.compress(log) if packed else log)
+
+    assert json.loads(done.stdout)["functions"][0]["calls"] == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_of_the_output_may_leave_early(
+    options: list[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_text("".join(timed_line(f"shop.f{n}") + "\n" for n in range(5000)))
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, log, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped() -> None:
+    done = run(
+        SCRIPT,
+        "-",
+        stdin=timed_line("shop.größe").encode(),
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+
+    assert done.returncode == 0
+    assert rb"shop.gr\xf6\xdfe" in done.stdout
+
+
+PROGRAM = """
+    import asyncio, logging, sys, threading
+    from decorators import cache_profile, profile, timeit
+
+    logging.basicConfig(
+        filename="shop.log",
+        level=logging.INFO,
+        format="%(asctime)s %(process)d [%(levelname)s] %(name)s: %(message)s",
+    )
+
+    @timeit
+    def load(n):
+        if n % 10 == 0:
+            raise ValueError(n)
+        return n
+
+    @timeit(every=3600)
+    def parse(n):
+        return n
+
+    class Shop:
+        @cache_profile(maxsize=4)
+        def price(self, article):
+            return article
+
+    @timeit
+    async def fetch(n):
+        await asyncio.sleep(0)
+        return parse(n)
+
+    @profile
+    async def handle():
+        shop = Shop()
+        for n in range(40):
+            try:
+                load(n)
+            except ValueError:
+                logging.warning("timeit is not what this line is from")
+            shop.price(n % 5)
+            shop.price(n % 5)
+            await fetch(n)
+
+    asyncio.run(handle())
+"""
+
+
+@pytest.fixture(scope="module")
+def shop_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The log that two processes of a program have written together."""
+    folder = tmp_path_factory.mktemp("shop")
+    shutil.copy(SCRIPT, folder)
+    (folder / "shop.py").write_text(textwrap.dedent(PROGRAM))
+    command = [sys.executable, "shop.py"]
+    processes = [subprocess.Popen(command, cwd=folder) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    return folder / "shop.log"
+
+
+def test_the_tables_match_the_calls_of_two_processes(
+    shop_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(shop_log), "--json"]) == 0
+
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    calls = {row["name"]: (row["calls"], row["errors"]) for row in found["functions"]}
+    assert calls == {
+        "shop.load": (80, 8),
+        "shop.parse": (80, 0),
+        "shop.fetch": (80, 0),
+    }
+    (cache,) = found["caches"]
+    assert cache["name"] == "shop.Shop.price"
+    assert (cache["calls"], cache["distinct"]) == (160, 10)
+    # Five articles in turn are one too many for four places.
+    assert (cache["hit_ratio"], cache["hit_ratio_unbounded"]) == (0.5, 150 / 160)
+    assert [row["name"] for row in found["profiles"]] == ["shop.handle"] * 2
+    assert all(row["complete"] for row in found["profiles"])
+    assert err == ""
+
+
+def test_each_process_is_named_by_its_own_lines(shop_log: Path) -> None:
+    pids = {
+        record["pid"]
+        for line in decorators.read_log(str(shop_log))
+        for _, record in decorators.parse(line)
+        if record
+    }
+    assert len(pids) == 2
+
+
+def test_pstats_and_gprof2dot_open_the_profile_of_a_log(
+    shop_log: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("gprof2dot")
+    assert main([str(shop_log), "--pstats", str(tmp_path)]) == 0
+
+    file, _ = sorted(tmp_path.iterdir())
+    listed = run("-m", "pstats", file, stdin=b"sort cumulative\nstats 30\n")
+    drawn = run("-m", "gprof2dot", "-f", "pstats", file)
+    assert b"(handle)" in listed.stdout
+    assert (drawn.returncode, drawn.stderr) == (0, b"")
+    assert b"digraph" in drawn.stdout and b"handle" in drawn.stdout
+
+
+FORKING = """
+    import logging, multiprocessing, os, sys
+    from decorators import cache_profile, timeit
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+
+    @timeit(every=3600)
+    @cache_profile
+    def work(n):
+        return n
+
+    work(1)
+    if sys.argv[1] == "fork":
+        if os.fork() == 0:
+            work(2)
+            sys.exit()
+        os.wait()
+    else:
+        child = multiprocessing.get_context("fork").Process(target=work, args=(2,))
+        child.start()
+        child.join()
+    work(3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("how", ["fork", "multiprocessing"])
+def test_a_forked_child_logs_its_own_calls_under_its_own_pid(
+    how: str, tmp_path: Path
+) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "forking.py").write_text(textwrap.dedent(FORKING))
+
+    done = run(tmp_path / "forking.py", how)
+
+    assert done.returncode == 0
+    records = [
+        record
+        for line in done.stderr.splitlines()
+        for _, record in decorators.parse(line)
+        if record
+    ]
+    assert sorted(record["calls"] for record in records) == [1, 1, 2, 2]
+    assert len({(record["pid"], record["calls"]) for record in records}) == 2
+
+
+FORKING_WHILE_PROFILED = """
+    import logging, os, sys
+    from decorators import profile
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+
+    @profile
+    def outer():
+        if os.fork():
+            os.wait()
+
+    @profile
+    def inner():
+        pass
+
+    outer()
+    inner()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_profile_belongs_to_the_process_that_began_it(tmp_path: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "forking.py").write_text(textwrap.dedent(FORKING_WHILE_PROFILED))
+
+    done = run(tmp_path / "forking.py")
+
+    assert done.returncode == 0
+    profiled = {
+        (record["name"], record["id"])
+        for line in done.stderr.splitlines()
+        for _, record in decorators.parse(line)
+        if record
+    }
+    names = sorted(name for name, _ in profiled)
+    assert names == ["forking.inner", "forking.inner", "forking.outer"]
+
+
+def test_what_is_left_is_logged_before_logging_shuts_down(tmp_path: Path) -> None:
+    shutil.copy(SCRIPT, tmp_path)
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+            import logging
+            from decorators import timeit
+
+            logging.basicConfig(filename="log", filemode="w", level=logging.INFO)
+
+            @timeit(every=3600)
+            def work():
+                pass
+
+            work()
+        """)
+    )
+
+    assert run("program.py", cwd=tmp_path).returncode == 0
+    assert '"calls": 1' in (tmp_path / "log").read_text()
+
+
+def test_the_demo_shows_the_way_of_working(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    assert main(["--demo"]) == 0
+    out, err = capsys.readouterr()
+    for name in ("exchange_rate", "tax", "invoice", "ship *", "handle"):
+        assert f"shop.{name}" in out
+    (folder,) = tmp_path.iterdir()
+    assert str(folder / "shop.log") in err
+    assert (folder / "shop.log").stat().st_size > 1000
+
+
+def test_an_interrupt_gives_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: str) -> Iterator[bytes]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decorators, "read_log", interrupted)
+
+    assert main(["app.log"]) == 130
+
+
+def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_bytes(bytes(1_000_000))
+
+    pieces = list(decorators.read_log(str(log)))
+    assert max(map(len, pieces)) == decorators.LONGEST_LINE
+    assert sum(map(len, pieces)) == 1_000_000
