@@ -334,7 +334,8 @@ def backoff(attempt: int) -> float:
 
     Exponential, with jitter, so that chains that failed together return one by one.
     """
-    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** (attempt - 1))
+    # 2.0 ** 1024 would be too large for a float.
+    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 99))
     return longest * random.uniform(0.5, 1.0)
 
 
