@@ -874,6 +874,8 @@ def run_batch(
 
 def guarded(name: str, script: Callable[[], int]) -> int:
     """Run a script's `main`; what stops it from running becomes one line and a 2."""
+    if sys.stderr is None:  # closed, as by 2>&-
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
