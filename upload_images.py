@@ -717,10 +717,19 @@ def http_url(text: str) -> str:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: ports go from 1 to 65535")
     if url.scheme not in ("http", "https") or not url.host:
         message = f"{text!r} is no http or https URL, such as {DEFAULT_URL}"
         raise argparse.ArgumentTypeError(message)
     return text
+
+
+def folder(text: str) -> Path:
+    """Argument type: the path of a folder; Path("") would be the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
 
 
 def header(text: str) -> tuple[bytes, bytes]:
@@ -895,7 +904,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(description="Upload the images in a folder to an image service.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=folder, metavar="FOLDER")
     parser.add_argument(
         "--url",
         type=http_url,
