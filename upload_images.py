@@ -191,6 +191,15 @@ def file_chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 # ---- the server ------------------------------------------------------------
 
 
+def tls_context() -> ssl.SSLContext:
+    """How to check certificates; Trouble if SSL_CERT_FILE or _DIR is of no use."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        message = f"$SSL_CERT_FILE or $SSL_CERT_DIR is of no use: {error}"
+        raise Trouble(message) from error
+
+
 @dataclasses.dataclass
 class Server:
     """The image service, and how to talk to it."""
@@ -201,7 +210,7 @@ class Server:
     retries: int = 4
     timeout: float = 30.0  # seconds without a byte
     # Making one takes 20 ms: too long for each connection.
-    tls: ssl.SSLContext = dataclasses.field(default_factory=httpx.create_ssl_context)
+    tls: ssl.SSLContext = dataclasses.field(default_factory=tls_context)
     answered: bool = False  # ever; until then, a refused connection ends the run
 
 
@@ -216,12 +225,16 @@ class Connection:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.attempts = 0  # requests made so far, retries included
-        self.client = httpx.AsyncClient(
-            headers=[(b"Accept-Encoding", b"identity"), *server.headers],
-            limits=httpx.Limits(max_connections=1),
-            timeout=server.timeout,
-            verify=server.tls,
-        )
+        try:
+            self.client = httpx.AsyncClient(
+                headers=[(b"Accept-Encoding", b"identity"), *server.headers],
+                limits=httpx.Limits(max_connections=1),
+                timeout=server.timeout,
+                verify=server.tls,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            message = f"the proxy in the environment is of no use: {error}"
+            raise Trouble(message) from error
 
     async def get(self, url: str, limit: int) -> tuple[str, bytes]:
         """Download `url`: its media type, and its content of up to `limit` bytes."""
