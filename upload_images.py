@@ -372,8 +372,9 @@ async def answer_text(response: httpx.Response) -> str:
         location = response.headers["Location"]
         return f"{status}: the server points to {location}; redirects are not followed"
     beginning = b""
-    async for beginning in response.aiter_raw(1000):
-        break
+    with suppress(httpx.RequestError):  # the status counts all the same
+        async for beginning in response.aiter_raw(1000):
+            break
     words = " ".join(beginning.decode("utf-8", "replace").split())
     return f"{status}: {shorten(words, 200)}" if words else status
 
