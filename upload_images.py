@@ -23,6 +23,7 @@ import dataclasses
 import email.utils
 import errno
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -373,9 +374,13 @@ async def answer_text(response: httpx.Response) -> str:
         return f"{status}: the server points to {location}; redirects are not followed"
     beginning = b""
     with suppress(httpx.RequestError):  # the status counts all the same
-        async for beginning in response.aiter_raw(1000):
+        async for beginning in response.aiter_raw(10_000):
             break
-    words = " ".join(beginning.decode("utf-8", "replace").split())
+    text = beginning.decode("utf-8", "replace")
+    if "html" in response.headers.get("Content-Type", ""):
+        text = re.sub(r"(?is)<(script|style)\b.*?(</\1|$)[^>]*>?|<[^>]*>?", " ", text)
+        text = html.unescape(text)
+    words = " ".join(text.split())
     return f"{status}: {shorten(words, 200)}" if words else status
 
 
