@@ -393,6 +393,8 @@ def error_text(error: httpx.RequestError, timeout: float) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             detail = cause.strerror
+            if detail.startswith("Connect call failed"):  # asyncio's own words
+                detail = os.strerror(cause.errno or 0)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):
         return f"cannot connect ({detail})"
