@@ -105,8 +105,8 @@ def is_image(name: str) -> bool:
 
 def media_type(name: str) -> str:
     """The media type of a file, by its name."""
-    guess, _ = mimetypes.guess_type(name, strict=False)
-    return guess or "application/octet-stream"
+    guess, encoding = mimetypes.guess_type(name, strict=False)
+    return guess if guess and not encoding else "application/octet-stream"
 
 
 def find_files(
