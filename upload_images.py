@@ -513,7 +513,6 @@ class Console(logging.StreamHandler[TextIO]):
         self.quiet = quiet
         self.terminal = sys.stderr.isatty()
         self.interval = 0.1 if self.terminal else 5.0  # seconds
-        self.due = time.monotonic() + self.interval
         self.shown = ""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -522,17 +521,15 @@ class Console(logging.StreamHandler[TextIO]):
         super().emit(record)
         self._draw(shown)
 
-    def progress(self, line: Callable[[], str]) -> None:
-        """Show what `line` returns, if it is time to."""
-        now = time.monotonic()
-        if self.quiet or now < self.due:
+    def progress(self, line: str) -> None:
+        """Show `line` as the progress."""
+        if self.quiet:
             return
-        self.due = now + self.interval
         with self.lock or nullcontext():
             if self.terminal:
-                self._draw(line())
+                self._draw(line)
             else:
-                self._write(line() + "\n")
+                self._write(line + "\n")
 
     def end_progress(self) -> None:
         self._draw("")
@@ -606,13 +603,29 @@ class Batch:
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
         words = outcome.error or outcome.status
         logger.log(level, "%s: %s", printable(outcome.name), words)
-        self.console.progress(self.progress)
         self.unanswered = self.unanswered + 1 if outcome.unanswered else 0
         if self.unanswered and self.unanswered == self.give_up_after:
             logger.error(
                 "giving up: the last %d images got no answer", self.give_up_after
             )
             raise GaveUp
+
+    @contextmanager
+    def progress_shown(self) -> Iterator[None]:
+        """Show the progress again and again while the block awaits something."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def show() -> None:
+            nonlocal timer
+            self.console.progress(self.progress())
+            timer = loop.call_later(self.console.interval, show)
+
+        timer = loop.call_later(self.console.interval, show)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @property
     def left(self) -> int:
@@ -662,7 +675,8 @@ async def run_chains(
             for item in source:
                 batch.finish(await chain(connection, item))
 
-    await asyncio.gather(*(take_turns() for _ in range(width)))
+    with batch.progress_shown():
+        await asyncio.gather(*(take_turns() for _ in range(width)))
 
 
 async def upload(connection: Connection, path: Path) -> Outcome:
