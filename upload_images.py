@@ -515,6 +515,9 @@ class Console(logging.StreamHandler[TextIO]):
         self.interval = 0.1 if self.terminal else 5.0  # seconds
         self.shown = ""
 
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
     def emit(self, record: logging.LogRecord) -> None:
         shown = self.shown
         self._draw("")
@@ -601,8 +604,7 @@ class Batch:
         if outcome.status == self.verb:
             self.bytes += list(outcome.sizes.values())[-1]
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
-        words = outcome.error or outcome.status
-        logger.log(level, "%s: %s", printable(outcome.name), words)
+        logger.log(level, "%s: %s", outcome.name, outcome.error or outcome.status)
         self.unanswered = self.unanswered + 1 if outcome.unanswered else 0
         if self.unanswered and self.unanswered == self.give_up_after:
             logger.error(
