@@ -1438,6 +1438,10 @@ async def test_progress_is_shown_while_nothing_finishes() -> None:
     with batch.progress_shown():
         await asyncio.wait_for(enough.wait(), 10)
     assert shown[0] == "0/1, 0 failed, 0.0/s"
+    so_far = len(shown)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(shown) == so_far
 
 
 @pytest.mark.parametrize(
