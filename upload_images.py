@@ -888,12 +888,20 @@ def server_at(url: str, arguments: argparse.Namespace) -> Server:
 
 def say(line: str) -> None:
     """Print a line of the result; nobody may be there to read it any more."""
-    try:
+    with suppress(OSError, ValueError):
         print(line, flush=True)
+
+
+def settle(stream: TextIO) -> None:
+    """Drop what `stream` could not write.
+
+    Python would try once more at exit, and replace the exit status by 120.
+    """
+    try:
+        stream.flush()
     except (OSError, ValueError):
-        # Python would try once more at exit, and fail with a message.
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run_batch(
@@ -932,6 +940,10 @@ def guarded(name: str, script: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                settle(stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
