@@ -49,7 +49,7 @@ SUMMARY = (
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the machine that runs the tests."""
-    for name in ("IMAGES_URL", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+    for name in ("IMAGES_URL", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONUNBUFFERED"):
         monkeypatch.delenv(name, raising=False)
     for scheme in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{scheme}_proxy", raising=False)
@@ -806,6 +806,17 @@ class Noon(datetime):
         return cls(2026, 1, 1, 12, tzinfo=UTC)
 
 
+@pytest.fixture
+def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A time zone in which local time for UTC is noticed."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XYZ-5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_greenwich")
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -1202,6 +1213,18 @@ def test_the_report_has_an_object_for_every_file(
         "notes.txt": ("skipped", 0, 0, "not an image by its name"),
         "there.png": ("skipped", 0, 0, "already on the server"),
     }
+
+
+def test_the_report_tells_how_long_an_image_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outcome = Outcome("a.png", "uploaded", {"bytes": 1})
+    times = iter([100.0, 101.23456])
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: next(times))
+        with upload_images.recorded(outcome, Connection(Server(URL))):
+            pass
+    assert json.loads(outcome.json())["seconds"] == 1.235
 
 
 def test_the_report_is_written_as_images_finish(
@@ -1624,17 +1647,19 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full -v"]
+    "redirection",
+    [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full", ">/dev/full 2>&1"],
 )
-def test_a_closed_or_full_output_does_not_stop_the_uploads(
+def test_a_closed_or_full_output_changes_neither_uploads_nor_exit_status(
     redirection: str, folder: Path, received: Path, url: str
 ) -> None:
-    write(folder, "a.png", "b.png")
+    write(folder, "a.png", "c.png")
+    write(folder, "b.png", content=b"")
     command = f'exec "$0" "$@" {redirection}'
     arguments = [sys.executable, str(SCRIPT), str(folder), "--url", url]
     done = subprocess.run(["sh", "-c", command, *arguments], check=False)
-    assert done.returncode == 0
-    assert names_in(received) == {"a.png", "b.png"}
+    assert done.returncode == 1
+    assert names_in(received) == {"a.png", "c.png"}
 
 
 def test_an_output_that_nobody_reads_is_no_error(
@@ -1654,11 +1679,13 @@ def test_an_output_that_nobody_reads_is_no_error(
     assert names_in(received) == {"a.png"}
 
 
-def test_an_error_does_not_go_to_standard_output_when_standard_error_is_closed(
-    tmp_path: Path,
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_an_error_that_cannot_be_told_still_makes_the_exit_status(
+    redirection: str, tmp_path: Path
 ) -> None:
+    command = f'exec "$0" "$@" {redirection}'
     done = subprocess.run(
-        ["sh", "-c", '"$0" "$@" 2>&-', sys.executable, SCRIPT, tmp_path / "nowhere"],
+        ["sh", "-c", command, sys.executable, SCRIPT, tmp_path / "nowhere"],
         check=False,
         stdout=subprocess.PIPE,
     )
