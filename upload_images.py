@@ -23,6 +23,7 @@ import dataclasses
 import email.utils
 import errno
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -104,8 +105,8 @@ def is_image(name: str) -> bool:
 
 def media_type(name: str) -> str:
     """The media type of a file, by its name."""
-    guess, _ = mimetypes.guess_type(name, strict=False)
-    return guess or "application/octet-stream"
+    guess, encoding = mimetypes.guess_type(name, strict=False)
+    return guess if guess and not encoding else "application/octet-stream"
 
 
 def find_files(
@@ -191,6 +192,15 @@ def file_chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
 # ---- the server ------------------------------------------------------------
 
 
+def tls_context() -> ssl.SSLContext:
+    """How to check certificates; Trouble if SSL_CERT_FILE or _DIR is of no use."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        message = f"$SSL_CERT_FILE or $SSL_CERT_DIR is of no use: {error}"
+        raise Trouble(message) from error
+
+
 @dataclasses.dataclass
 class Server:
     """The image service, and how to talk to it."""
@@ -201,7 +211,7 @@ class Server:
     retries: int = 4
     timeout: float = 30.0  # seconds without a byte
     # Making one takes 20 ms: too long for each connection.
-    tls: ssl.SSLContext = dataclasses.field(default_factory=httpx.create_ssl_context)
+    tls: ssl.SSLContext = dataclasses.field(default_factory=tls_context)
     answered: bool = False  # ever; until then, a refused connection ends the run
 
 
@@ -216,12 +226,16 @@ class Connection:
     def __init__(self, server: Server) -> None:
         self.server = server
         self.attempts = 0  # requests made so far, retries included
-        self.client = httpx.AsyncClient(
-            headers=[(b"Accept-Encoding", b"identity"), *server.headers],
-            limits=httpx.Limits(max_connections=1),
-            timeout=server.timeout,
-            verify=server.tls,
-        )
+        try:
+            self.client = httpx.AsyncClient(
+                headers=[(b"Accept-Encoding", b"identity"), *server.headers],
+                limits=httpx.Limits(max_connections=1),
+                timeout=server.timeout,
+                verify=server.tls,
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            message = f"the proxy in the environment is of no use: {error}"
+            raise Trouble(message) from error
 
     async def get(self, url: str, limit: int) -> tuple[str, bytes]:
         """Download `url`: its media type, and its content of up to `limit` bytes."""
@@ -338,7 +352,8 @@ def backoff(attempt: int) -> float:
 
     Exponential, with jitter, so that chains that failed together return one by one.
     """
-    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** (attempt - 1))
+    # 2.0 ** 1024 would be too large for a float.
+    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 99))
     return longest * random.uniform(0.5, 1.0)
 
 
@@ -349,7 +364,7 @@ def retry_after(headers: httpx.Headers) -> float:
         return float(value)
     try:
         date = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     date = date.replace(tzinfo=date.tzinfo or UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
@@ -362,9 +377,14 @@ async def answer_text(response: httpx.Response) -> str:
         location = response.headers["Location"]
         return f"{status}: the server points to {location}; redirects are not followed"
     beginning = b""
-    async for beginning in response.aiter_raw(1000):
-        break
-    words = " ".join(beginning.decode("utf-8", "replace").split())
+    with suppress(httpx.RequestError):  # the status counts all the same
+        async for beginning in response.aiter_raw(10_000):
+            break
+    text = beginning.decode("utf-8", "replace")
+    if "html" in response.headers.get("Content-Type", ""):
+        text = re.sub(r"(?is)<(script|style)\b.*?(</\1|$)[^>]*>?|<[^>]*>?", " ", text)
+        text = html.unescape(text)
+    words = " ".join(text.split())
     return f"{status}: {shorten(words, 200)}" if words else status
 
 
@@ -377,6 +397,8 @@ def error_text(error: httpx.RequestError, timeout: float) -> str:
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             detail = cause.strerror
+            if detail.startswith("Connect call failed"):  # asyncio's own words
+                detail = os.strerror(cause.errno or 0)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):
         return f"cannot connect ({detail})"
@@ -495,8 +517,10 @@ class Console(logging.StreamHandler[TextIO]):
         self.quiet = quiet
         self.terminal = sys.stderr.isatty()
         self.interval = 0.1 if self.terminal else 5.0  # seconds
-        self.due = time.monotonic() + self.interval
         self.shown = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
     def emit(self, record: logging.LogRecord) -> None:
         shown = self.shown
@@ -504,17 +528,15 @@ class Console(logging.StreamHandler[TextIO]):
         super().emit(record)
         self._draw(shown)
 
-    def progress(self, line: Callable[[], str]) -> None:
-        """Show what `line` returns, if it is time to."""
-        now = time.monotonic()
-        if self.quiet or now < self.due:
+    def progress(self, line: str) -> None:
+        """Show `line` as the progress."""
+        if self.quiet:
             return
-        self.due = now + self.interval
         with self.lock or nullcontext():
             if self.terminal:
-                self._draw(line())
+                self._draw(line)
             else:
-                self._write(line() + "\n")
+                self._write(line + "\n")
 
     def end_progress(self) -> None:
         self._draw("")
@@ -586,15 +608,30 @@ class Batch:
         if outcome.status == self.verb:
             self.bytes += list(outcome.sizes.values())[-1]
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
-        words = outcome.error or outcome.status
-        logger.log(level, "%s: %s", printable(outcome.name), words)
-        self.console.progress(self.progress)
+        logger.log(level, "%s: %s", outcome.name, outcome.error or outcome.status)
         self.unanswered = self.unanswered + 1 if outcome.unanswered else 0
         if self.unanswered and self.unanswered == self.give_up_after:
             logger.error(
                 "giving up: the last %d images got no answer", self.give_up_after
             )
             raise GaveUp
+
+    @contextmanager
+    def progress_shown(self) -> Iterator[None]:
+        """Show the progress again and again while the block awaits something."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def show() -> None:
+            nonlocal timer
+            self.console.progress(self.progress())
+            timer = loop.call_later(self.console.interval, show)
+
+        timer = loop.call_later(self.console.interval, show)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @property
     def left(self) -> int:
@@ -644,7 +681,8 @@ async def run_chains(
             for item in source:
                 batch.finish(await chain(connection, item))
 
-    await asyncio.gather(*(take_turns() for _ in range(width)))
+    with batch.progress_shown():
+        await asyncio.gather(*(take_turns() for _ in range(width)))
 
 
 async def upload(connection: Connection, path: Path) -> Outcome:
@@ -720,10 +758,19 @@ def http_url(text: str) -> str:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
+    if url.port is not None and not 1 <= url.port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r}: ports go from 1 to 65535")
     if url.scheme not in ("http", "https") or not url.host:
         message = f"{text!r} is no http or https URL, such as {DEFAULT_URL}"
         raise argparse.ArgumentTypeError(message)
     return text
+
+
+def folder(text: str) -> Path:
+    """Argument type: the path of a folder; Path("") would be the current one."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
 
 
 def header(text: str) -> tuple[bytes, bytes]:
@@ -845,12 +892,20 @@ def server_at(url: str, arguments: argparse.Namespace) -> Server:
 
 def say(line: str) -> None:
     """Print a line of the result; nobody may be there to read it any more."""
-    try:
+    with suppress(OSError, ValueError):
         print(line, flush=True)
+
+
+def settle(stream: TextIO) -> None:
+    """Drop what `stream` could not write.
+
+    Python would try once more at exit, and replace the exit status by 120.
+    """
+    try:
+        stream.flush()
     except (OSError, ValueError):
-        # Python would try once more at exit, and fail with a message.
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def run_batch(
@@ -877,6 +932,8 @@ def run_batch(
 
 def guarded(name: str, script: Callable[[], int]) -> int:
     """Run a script's `main`; what stops it from running becomes one line and a 2."""
+    if sys.stderr is None:  # closed, as by 2>&-
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -887,6 +944,10 @@ def guarded(name: str, script: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                settle(stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -896,7 +957,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(description="Upload the images in a folder to an image service.")
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=folder, metavar="FOLDER")
     parser.add_argument(
         "--url",
         type=http_url,
