@@ -222,20 +222,36 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
     return image.copy() if method is None else image.transpose(method)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that viewers turn `image` by; EXIF says it, or else XMP."""
+    orientation = 1
+    with contextlib.suppress(Exception):  # viewers ignore unreadable EXIF data, too
+        orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation
+
+
 def clean_exif(exif: bytes | None) -> bytes | None:
     """EXIF data without orientation and thumbnail, which is not mirrored; None if none.
 
-    Other data come back as they are, byte for byte.
+    All else stays as it is and where it is: the offsets in a maker's note are known to
+    nobody but the maker. (Exif 2.32, section 4.6.2; a directory is a count, 12 bytes an
+    entry, and where the next directory is: the thumbnail's.)
     """
-    if not exif:
+    exif = re.sub(b"^(Exif\0\0)+", b"", exif or b"")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
         return None
-    tags = Image.Exif()
-    tags.load(exif)
-    thumbnail = tags.get_ifd(ExifTags.IFD.IFD1)
-    if ORIENTATION not in tags and not thumbnail:
-        return exif
-    tags.pop(ORIENTATION, None)
-    return tags.tobytes() if len(tags) else None
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    (count,) = struct.unpack(order + "H", exif[start : start + 2] or b"\0\0")
+    end = start + 2 + 12 * count
+    entries = [exif[at : at + 12] for at in range(start + 2, end, 12)]
+    tag = struct.pack(order + "H", ORIENTATION)
+    kept = [entry for entry in entries if not entry.startswith(tag)]
+    if not kept or end > len(exif):
+        return None
+    directory = struct.pack(order + "H", len(kept)) + b"".join(kept)
+    rest = exif[end + 4 :]
+    return exif[:start] + directory.ljust(end + 4 - start, b"\0") + rest
 
 
 def clean_xmp(xmp: bytes | None) -> bytes | None:
@@ -249,7 +265,7 @@ def mirror_still(image: Image.Image, **options: Any) -> bytes:
     image.load()  # some metadata come behind the pixels
     info = image.info
     return encoded(
-        turn(image, image.getexif().get(ORIENTATION, 1)),
+        turn(image, orientation_of(image)),
         "JPEG" if image.format == "MPO" else str(image.format),
         **{
             "dpi": info.get("dpi"),
@@ -269,8 +285,10 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
         tables = {0: tables[image.layer[0][3]]}
     elif image.mode == "RGB" and sampling < 0:
         sampling = 0  # one that Pillow cannot write; 4:4:4 loses nothing
+    exif = clean_exif(image.info.get("exif"))
     return mirror_still(
         image,
+        exif=exif and b"Exif\0\0" + exif,
         qtables=tables,
         subsampling=sampling,
         progressive=bool(image.info.get("progressive")),
@@ -295,7 +313,7 @@ def mirror_frames(image: Image.Image, **options: Any) -> bytes:
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
         image.load()
-        frames.append(turn(image, image.getexif().get(ORIENTATION, 1)))
+        frames.append(turn(image, orientation_of(image)))
         starts.append(image.info.get("timestamp", 0))
     if len(frames) == 1:
         return mirror_still(image, **options)
@@ -494,7 +512,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
                 body = struct.pack(">5I", sequence, w, h, x, y) + body[20:]
                 sequence += 1
             elif kind == b"eXIf":
-                body = (clean_exif(body) or b"").removeprefix(b"Exif\0\0")
+                body = clean_exif(body) or b""
             elif kind == b"iTXt" and body.startswith(XMP_KEYWORD):
                 body = clean_xmp(body) or b""
             if body or kind == b"IEND":
@@ -523,18 +541,14 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_orientation(chunks: Iterable[tuple[bytes, bytes]]) -> int:
-    """The EXIF orientation of a PNG, or the one that its XMP data give."""
-    orientation = 1
+    """The orientation of a PNG; the chunks that say it may come behind the pixels."""
+    image = Image.new("1", (1, 1))
     for kind, body in chunks:
         if kind == b"iTXt" and body.startswith(XMP_KEYWORD):
-            if match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', body):
-                orientation = int(match[1])
+            image.info["xmp"] = body
         elif kind == b"eXIf":
-            tags = Image.Exif()
-            tags.load(body)
-            if ORIENTATION in tags:
-                return int(tags[ORIENTATION])
-    return orientation
+            image.info["exif"] = body
+    return orientation_of(image)
 
 
 def turned_box(
