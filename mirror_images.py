@@ -256,8 +256,9 @@ def clean_exif(exif: bytes | None) -> bytes | None:
 
 def clean_xmp(xmp: bytes | None) -> bytes | None:
     """XMP data without orientation; None if none."""
-    pattern = rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>'
-    return re.sub(pattern, b"", xmp) if xmp else None
+    attribute = rb"""tiff:Orientation\s*=\s*["'][^"']*["']"""
+    element = rb"<tiff:Orientation>[^<]*</tiff:Orientation>"
+    return re.sub(attribute + b"|" + element, b"", xmp) if xmp else None
 
 
 def mirror_still(image: Image.Image, **options: Any) -> bytes:
