@@ -383,8 +383,13 @@ def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
         tags = image.getexif()
         for tag in set(tags) - TIFF_TAGS:
             del tags[tag]
+        if xmp := clean_xmp(tags.pop(ExifTags.Base.XMLPacket, None)):
+            tags[ExifTags.Base.XMLPacket] = xmp
         page.encoderinfo = {"exif": tags}
-        if image.info.get("compression") == "jpeg":
+        if ExifTags.IFD.Exif in tags or ExifTags.IFD.GPSInfo in tags:
+            # Pillow cannot have libtiff write a directory inside of another.
+            page.encoderinfo["compression"] = "raw"
+        elif image.info.get("compression") == "jpeg":
             page.encoderinfo["quality"] = 95
         pages.append(page)
     return encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
