@@ -122,7 +122,7 @@ def mirror(data: bytes) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(image)
+            check_size(image.size)
             kind = image.format or ""
             return ENCODERS[kind](image, data)
     except ImageError:
@@ -142,15 +142,21 @@ def mirror(data: bytes) -> bytes:
         ) from error
 
 
-def check_size(image: Image.Image) -> None:
-    """Raise ImageError for a decompression bomb."""
+def check_size(size: tuple[int, int], before: int = 0) -> int:
+    """Raise ImageError for a decompression bomb.
+
+    `before` is the number of pixels in the frames before it; what comes back is that
+    number for the next frame. The frames themselves are counted, for what an animation
+    says of its size and their number may be untrue.
+    """
     limit = Image.MAX_IMAGE_PIXELS or sys.maxsize
-    pixels = image.width * image.height
+    pixels = size[0] * size[1]
     if pixels > limit:
         raise ImageError(f"too large an image: {pixels} pixels, the limit is {limit}")
-    frames = getattr(image, "n_frames", 1)
-    if pixels * frames > 2 * limit:
-        raise ImageError(f"too large an animation: {frames} frames of {pixels} pixels")
+    if before + pixels > 2 * limit:
+        words = f"more than {2 * limit} pixels in all its frames"
+        raise ImageError(f"too large an animation: {words}")
+    return before + pixels
 
 
 def what_is(data: bytes) -> str:
@@ -310,8 +316,9 @@ def mirror_ppm(image: Image.Image, data: bytes) -> bytes:
 
 def mirror_frames(image: Image.Image, **options: Any) -> bytes:
     """Mirror every frame of a WebP or AVIF image."""
-    frames, starts = [], []
+    frames, starts, pixels = [], [], 0
     for number in range(getattr(image, "n_frames", 1)):
+        pixels = check_size(image.size, pixels)
         image.seek(number)
         image.load()
         frames.append(turn(image, orientation_of(image)))
@@ -372,10 +379,10 @@ TIFF_TAGS = {
 
 def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
     assert isinstance(image, ImageFile.ImageFile)
-    pages = []
+    pages, pixels = [], 0
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
-        check_size(image)
+        pixels = check_size(image.size, pixels)
         if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
             raise ImageError("a TIFF with 16 bits a channel: it would lose 8 of them")
         image.load()  # turns the pixels upright
@@ -411,9 +418,11 @@ def mirror_gif(image: Image.Image, data: bytes) -> bytes:
     )
     out = bytearray(data[: 13 + gif_table_size(data[10])])
     struct.pack_into("<H", out, 6, width)
+    pixels = 0
     for start, end, kind in gif_blocks(data):
         if kind == GIF_FRAME:
             left, top, w, h, flags = struct.unpack_from("<HHHHB", data, start + 1)
+            pixels = check_size((w, h), pixels)
             table_end = start + 10 + gif_table_size(flags)
             # The pixels are not written interlaced, whatever they were.
             out += struct.pack(
@@ -457,7 +466,6 @@ def mirror_gif_pixels(width: int, height: int, interlace: int, lzw: bytes) -> by
     screen = struct.pack("<6sHH3x", b"GIF89a", width, height)
     frame = struct.pack("<B4xHHB", GIF_FRAME, width, height, interlace)
     with Image.open(io.BytesIO(screen + frame + lzw + b";"), formats=["GIF"]) as image:
-        check_size(image)
         descriptor, *blocks = GifImagePlugin.getdata(turn(image, 1))
     return b"".join([descriptor, *blocks])[len(frame) :]
 
@@ -498,6 +506,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     canvas = struct.unpack(">II", header[:8])
     size = canvas  # of the frame whose pixels come next
     sequence = 0  # number of the next animation chunk that has one
+    count = 0  # of pixels
     out = PNG_SIGNATURE
     for kind, group in itertools.groupby(chunks, lambda chunk: chunk[0]):
         bodies = [body for _, body in group]
@@ -505,6 +514,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
             number = struct.pack(">I", sequence) if kind == b"fdAT" else b""
             sequence += len(number) // 4
             pixels = b"".join(body[len(number) :] for body in bodies)
+            count = check_size(size, count)
             frame_header = struct.pack(">II", *size) + header[8:]
             bodies = [number + mirror_png_pixels(frame_header, pixels, orientation)]
         for body in bodies:
@@ -578,7 +588,6 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
 
     def turned(unpack: str | None = None) -> Image.Image:
         with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
-            check_size(image)
             if unpack:
                 assert isinstance(image, ImageFile.ImageFile)
                 image.tile = [image.tile[0]._replace(args=unpack)]

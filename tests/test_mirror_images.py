@@ -1109,7 +1109,8 @@ def test_a_decompression_bomb_is_refused_at_the_level_of_a_warning(
 def test_an_animation_with_too_many_pixels_in_all_its_frames_is_refused(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = saved_frames([drawing(number) for number in range(5)], kind)
+    frames = [picture("RGB", (40, 30), number) for number in range(5)]
+    data = saved_frames(frames, kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 * 2)
     with pytest.raises(ImageError, match="too large an animation"):
         mirror(data)
