@@ -20,6 +20,7 @@ Exit status: 0 everything was mirrored, 1 some images failed, 2 it could not run
 
 import argparse
 import asyncio
+import codecs
 import contextlib
 import email.message
 import http
@@ -169,6 +170,7 @@ def what_is(data: bytes) -> str:
         b"<?xml": "an XML or SVG document",
         b"%pdf": "a PDF document",
         b"%!ps": "an EPS or PostScript document",
+        b"\xc5\xd0\xd3\xc6": "an EPS or PostScript document",
         b"pk\3\4": "a ZIP archive",
         b"\x1f\x8b": "gzip data",
         b"{": "JSON",
@@ -183,7 +185,10 @@ def what_is(data: bytes) -> str:
     if not data:
         return "nothing at all (0 bytes)"
     with contextlib.suppress(UnicodeDecodeError):
-        return f"text that begins {printable(start[:40].decode())!r}"
+        # Not decode(): the end may have cut a character in two.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+        if not re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
+            return f"text that begins {printable(text[:40])!r}"
     first = data[:8].hex(" ")
     return f"{len(data)} bytes of an unknown or damaged format ({first} …)"
 
