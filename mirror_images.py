@@ -309,13 +309,19 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
 
 
 def mirror_jpeg2000(image: Image.Image, data: bytes) -> bytes:
-    return mirror_still(image, no_jp2=data.startswith(b"\xff\x4f\xff\x51"))
+    start = data.find(b"\xff\x4f\xff\x51")  # of the codestream (ITU-T T.800, A.5.1)
+    (components,) = struct.unpack_from(">H", data, start + 40)
+    depths = data[start + 42 : start + 42 + 3 * components : 3]  # less one, and a sign
+    if image.mode != "I;16" and any(depth & 127 > 7 for depth in depths):
+        raise ImageError("a JPEG 2000 image with 16 bits a channel: it would lose some")
+    return mirror_still(image, no_jp2=start == 0)
 
 
 def mirror_ppm(image: Image.Image, data: bytes) -> bytes:
     assert isinstance(image, ImageFile.ImageFile)
-    if image.mode == "RGB" and image.tile and "65535" in str(image.tile):
-        raise ImageError("a PPM image with 16 bits a channel: it would lose 8 of them")
+    arguments = image.tile[0].args  # a raw mode, or one and the largest value
+    if image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
+        raise ImageError("a PPM image with 16 bits a channel: it would lose some")
     return mirror_still(image)
 
 
