@@ -366,12 +366,12 @@ def mirror_webp(image: Image.Image, data: bytes) -> bytes:
 
 
 def is_lossless_webp(data: bytes) -> bool:
-    """Whether the first frame's bitstream is VP8L (RFC 9649, section 2)."""
+    """Whether the bitstream of any frame is VP8L (RFC 9649, section 2)."""
     at = 12
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
-        if kind in (b"VP8L", b"VP8 "):
-            return bool(kind == b"VP8L")
+        if kind == b"VP8L":
+            return True
         # A frame of an animation holds chunks of its own behind 16 bytes.
         at += 8 + (16 if kind == b"ANMF" else size + size % 2)
     return False
