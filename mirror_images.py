@@ -518,7 +518,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     size = canvas  # of the frame whose pixels come next
     sequence = 0  # number of the next animation chunk that has one
     count = 0  # of pixels
-    out = PNG_SIGNATURE
+    out = bytearray(PNG_SIGNATURE)  # a million chunks added to bytes would take hours
     for kind, group in itertools.groupby(chunks, lambda chunk: chunk[0]):
         bodies = [body for _, body in group]
         if kind in (b"IDAT", b"fdAT"):
@@ -544,7 +544,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
                 body = clean_xmp(body) or b""
             if body or kind == b"IEND":
                 out += png_chunk(kind, body)
-    return out
+    return bytes(out)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
