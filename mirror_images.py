@@ -134,6 +134,8 @@ def mirror(data: bytes) -> bytes:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"too large an image: {error}") from error
+    except (IndexError, EOFError, struct.error) as error:
+        raise ImageError("a damaged image: there are bytes missing") from error
     except MemoryError as error:
         raise ImageError("too large an image for this machine's memory") from error
     except Exception as error:  # Pillow has no common class for what bad bytes do to it
@@ -173,15 +175,19 @@ def what_is(data: bytes) -> str:
         b"\xc5\xd0\xd3\xc6": "an EPS or PostScript document",
         b"pk\3\4": "a ZIP archive",
         b"\x1f\x8b": "gzip data",
+        b"\x89png": "a damaged PNG image",
+        b"\xff\xd8\xff": "a damaged JPEG image",
+        b"gif8": "a damaged GIF image",
         b"{": "JSON",
         b"[": "JSON",
     }.items():
         if start.lower().startswith(beginning):
             return words
     if data[4:8] == b"ftyp":
-        return (
-            f"a {data[8:12].decode('ascii', 'replace').strip()} file (HEIC or a film?)"
-        )
+        brand = data[8:12].decode("latin-1")
+        if brand in ("avif", "avis"):
+            return "a damaged AVIF image"
+        return f"a {printable(brand)!r} file (HEIC, or a film?)"
     if not data:
         return "nothing at all (0 bytes)"
     with contextlib.suppress(UnicodeDecodeError):
@@ -512,6 +518,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     Pillow would reduce 16-bit colour to 8 bits and lose most chunks.
     """
     chunks = list(png_chunks(data))
+    check_png_frames(chunks)
     orientation = png_orientation(chunks)
     header = chunks[0][1]
     canvas = struct.unpack(">II", header[:8])
@@ -535,6 +542,8 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
             elif kind == b"fcTL":
                 w, h, x, y = struct.unpack(">4I", body[4:20])
                 size = w, h
+                if x + w > canvas[0] or y + h > canvas[1]:
+                    raise ImageError("a damaged PNG: a frame beyond its edges")
                 x, y, w, h = turned_box((x, y, w, h), canvas, orientation)
                 body = struct.pack(">5I", sequence, w, h, x, y) + body[20:]
                 sequence += 1
@@ -560,6 +569,18 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
                 yield kind, body
             elif kind[:1].isupper() or kind in (b"fcTL", b"fdAT"):
                 raise ImageError(f"a damaged PNG: wrong checksum of {kind!r}")
+        elif kind[:1].isupper():  # section 13.2: critical
+            raise ImageError(f"a damaged or unusual PNG: it has a chunk {kind!r}")
+
+
+def check_png_frames(chunks: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise ImageError unless all frames are there, in order (section 5.6)."""
+    letters = {b"IDAT": "D", b"fcTL": "C", b"fdAT": "F"}
+    order = "".join(letters.get(kind, "") for kind, _ in chunks)
+    announced = [body[:4] for kind, body in chunks if kind == b"acTL"]
+    frames = struct.pack(">I", order.count("C"))
+    if not re.fullmatch("C?D+(CF+)*", order) or announced not in ([], [frames]):
+        raise ImageError("a damaged PNG: there are frames missing or out of order")
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
