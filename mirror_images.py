@@ -1180,6 +1180,14 @@ def size(text: str) -> int:
     return value
 
 
+def port_number(text: str) -> int:
+    """Argument type: a TCP port, 0 for any that is free."""
+    value = whole_number(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; the last is 65535")
+    return value
+
+
 def name_prefix(text: str) -> str:
     """Argument type: the beginning of the results' names."""
     try:
@@ -1241,7 +1249,7 @@ def _main(argv: Sequence[str] | None) -> int:
     add("--serve", type=Path, metavar="FOLDER", help="run the embedded server instead")
     add(
         "--port",
-        type=whole_number(0),
+        type=port_number,
         default=8000,
         metavar="N",
         help="where --serve listens (default: 8000; 0: any free port)",
