@@ -4,13 +4,14 @@ Every image is drawn here: small, without any symmetry, and the same at every ru
 What a viewer shows of a file is what Pillow's exif_transpose makes of it.
 """
 
+import asyncio
 import contextlib
+import http
 import http.client
 import io
 import itertools
 import json
 import math
-import os
 import random
 import signal
 import socket
@@ -43,6 +44,7 @@ from PIL import (
 
 import mirror_images
 from mirror_images import ImageError, ImageHandler, ImageServer, mirror
+from upload_images import Connection, Outcome
 
 SCRIPT = Path(mirror_images.__file__)
 SIZE = (29, 18)
@@ -556,7 +558,7 @@ def test_a_png_keeps_every_bit_of_its_samples(
 
 
 def test_a_png_keeps_a_short_palette_and_its_transparency() -> None:
-    pixels = [[(0,), (1,), (2,)], [(2,), (2,), (0,)]]
+    pixels: Pixels = [[(0,), (1,), (2,)], [(2,), (2,), (0,)]]
     chunks = png_chunk(b"PLTE", bytes(9)) + png_chunk(b"tRNS", b"\x80\x00")
     result = mirror(png_of(pixels, 2, 3, chunks=chunks))
     kept = dict(png_chunks(result))
@@ -1276,3 +1278,1163 @@ def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
     assert opened(data).mode in ("RGB", "CMYK")
     with pytest.raises(ImageError, match="16 bits a channel"):
         mirror(data)
+
+
+# ---- the chain -------------------------------------------------------------
+
+
+class Service:
+    """The embedded server, with a listing and answers of the test's own.
+
+    `requests` is what the server was asked for, as it came over the wire.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self.listing: bytes | None = None
+        self.kind = "text/plain; charset=utf-8"
+        self.answers: dict[str, Callable[[ImageHandler], None]] = {}
+        self.requests: list[str] = []
+        self.clients: set[object] = set()
+
+    def add(self, *names: str) -> None:
+        for name in names:
+            self.folder.joinpath(name).write_bytes(saved(picture("RGB"), "PNG"))
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+    def downloads(self) -> list[str]:
+        return [r for r in self.requests if r.startswith("GET /images/") and r[12:]]
+
+    def uploads(self) -> int:
+        return sum(request.startswith("POST") for request in self.requests)
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    service = Service(tmp_path / "images")
+    service.folder.mkdir()
+
+    class Handler(ImageHandler):
+        def deliver(self) -> None:
+            service.requests.append(f"{self.command} {self.path}")
+            service.clients.add(self.client_address)
+            if self.path in service.answers:
+                return service.answers[self.path](self)
+            if self.path.rstrip("/") == "/images" and service.listing is not None:
+                return self.send_body(http.HTTPStatus.OK, service.kind, service.listing)
+            return super().deliver()
+
+        def receive(self) -> None:
+            service.requests.append(f"{self.command} {self.path}")
+            super().receive()
+
+    monkeypatch.setattr(mirror_images, "ImageHandler", Handler)
+    monkeypatch.delenv("IMAGES_URL", raising=False)
+    with ImageServer(service.folder).running() as url:
+        service.url = url
+        yield service
+
+
+def run(service: Service, *options: str) -> int:
+    return mirror_images.main([service.url, "--retries", "0", *options])
+
+
+def report_of(path: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["name"]: line for line in lines}
+
+
+def test_every_image_of_the_list_is_mirrored_and_uploaded(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = {"a.jpg": "JPEG", "b.png": "PNG", "c.gif": "GIF", "d.webp": "WEBP"}
+    for name, kind in kinds.items():
+        service.folder.joinpath(name).write_bytes(saved(photo(), kind))
+    assert run(service) == 0
+    assert service.names() == {*kinds, *("mirrored_" + name for name in kinds)}
+    for name in kinds:
+        original = service.folder.joinpath(name).read_bytes()
+        assert service.folder.joinpath("mirrored_" + name).read_bytes() == mirror(
+            original
+        )
+    assert capsys.readouterr().out.startswith("4 mirrored, 0 failed, 0 skipped, ")
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        b"a.png\nb.png\n",
+        b"a.png\nb.png",
+        b"a.png\r\nb.png\r\n",
+        b"\xef\xbb\xbfa.png\nb.png\n",
+        b"\n\na.png\n  \n\r\nb.png\n\n",
+        b"a.png\nb.png\na.png\nb.png\n",
+    ],
+)
+def test_the_listing_may_be_written_in_many_ways(
+    service: Service, listing: bytes
+) -> None:
+    service.add("a.png", "b.png")
+    service.listing = listing
+    assert run(service) == 0
+    assert sorted(service.downloads()) == ["GET /images/a.png", "GET /images/b.png"]
+    assert service.names() == {"a.png", "b.png", "mirrored_a.png", "mirrored_b.png"}
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/octet-stream"])
+def test_a_listing_of_plain_text_may_have_several_types(
+    service: Service, kind: str
+) -> None:
+    service.add("a.png")
+    service.listing, service.kind = b"a.png\n", kind
+    assert run(service) == 0
+
+
+@pytest.mark.parametrize(
+    ("listing", "kind"),
+    [
+        (b"<!DOCTYPE html><html></html>", "text/html"),
+        (b"\n  <!doctype html><html></html>", "text/plain"),
+        (b"\xef\xbb\xbf<HTML></HTML>", "text/plain"),
+        (b"a.png\n", "text/html; charset=utf-8"),
+        (b"<?xml version='1.0'?><a/>", "text/plain"),
+        (b'["a.png"]', "application/json"),
+        (saved(picture("L"), "PNG"), "image/png"),
+        (saved(picture("L"), "PNG"), "text/plain"),
+        (b"\xff\xfea\0.\0p\0n\0g\0", "text/plain"),
+    ],
+)
+def test_a_listing_that_is_no_plain_text_ends_the_run(
+    service: Service, listing: bytes, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.listing, service.kind = listing, kind
+    assert run(service) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "plain text, one name a line" in written.err
+    assert written.err.count("\n") == 1
+    assert service.downloads() == []
+
+
+HOSTILE = [
+    *("..", ".", "../secret.png", "a/b.png", "/etc/passwd", "a\\b.png", "..\\c.png"),
+    *("http://example.com/a.png", "//example.com/a.png", "tab\there.png"),
+    *("nul\0.png", "escape\x1b[2J.png", "c1\x85.png", "cr\rin.png"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_fails_and_is_never_requested(
+    service: Service, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.add("good.png")
+    service.listing = f"{name}\ngood.png\n".encode()
+    report = tmp_path / "report.jsonl"
+    assert run(service, "--report", str(report)) == 1
+    assert service.downloads() == ["GET /images/good.png"]
+    assert report_of(report)[name]["status"] == "failed"
+    assert report_of(report)[name]["attempts"] == 0
+    assert report_of(report)["good.png"]["status"] == "mirrored"
+    written = capsys.readouterr().err.strip()
+    assert written.startswith("ERROR ")
+    assert written.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("with space.png", "ünïcode ☃.png", "50%.png", "%2e%2e.png", "a%2Fb.png"),
+        *("what?.png", "one#two.png", "a&b=c;d.png", "'\".png", "+.png", "...png"),
+        *(" leading.png", "a:b.png", "http:c.png", "[x].png", "~.png", "-v.png"),
+    ],
+)
+def test_every_other_name_arrives_as_it_is(service: Service, name: str) -> None:
+    service.add(name)
+    service.listing = name.encode()
+    assert run(service) == 0
+    assert service.names() == {name, "mirrored_" + name}
+
+
+def test_what_is_mirrored_already_is_skipped(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.add("a.png", "mirrored_a.png", "b.png")
+    report = tmp_path / "report.jsonl"
+    assert run(service, "--report", str(report)) == 0
+    assert service.downloads() == ["GET /images/b.png"]
+    assert report_of(report)["a.png"]["status"] == "skipped"
+    assert "mirrored_a.png" not in report_of(report)
+    assert capsys.readouterr().out.startswith("1 mirrored, 0 failed, 1 skipped, ")
+
+
+def test_running_again_finishes_what_was_left_and_then_has_nothing_to_do(
+    service: Service,
+) -> None:
+    service.add("a.png", "b.png")
+    service.folder.joinpath("c.png").write_bytes(b"broken")
+    assert run(service) == 1
+    service.add("c.png")
+    service.requests.clear()
+    assert run(service) == 0
+    assert service.downloads() == ["GET /images/c.png"]
+    service.requests.clear()
+    assert run(service) == 0
+    assert service.requests == ["GET /images/"]
+
+
+def test_again_mirrors_what_is_mirrored_already(service: Service) -> None:
+    service.add("a.png", "mirrored_a.png")
+    assert run(service, "--again") == 0
+    assert service.downloads() == ["GET /images/a.png"]
+    result = service.folder.joinpath("mirrored_a.png").read_bytes()
+    assert result == mirror(service.folder.joinpath("a.png").read_bytes())
+
+
+def test_another_prefix_may_be_chosen(service: Service) -> None:
+    service.add("a.png", "mirrored_a.png")
+    assert run(service, "--prefix", "flip-") == 0
+    assert service.names() == {
+        *("a.png", "mirrored_a.png", "flip-a.png", "flip-mirrored_a.png")
+    }
+
+
+def test_the_empty_prefix_overwrites_and_skips_nothing(service: Service) -> None:
+    service.add("a.png", "mirrored_a.png")
+    original = service.folder.joinpath("a.png").read_bytes()
+    assert run(service, "--prefix", "") == 0
+    assert service.names() == {"a.png", "mirrored_a.png"}
+    assert len(service.downloads()) == 2
+    assert service.folder.joinpath("a.png").read_bytes() == mirror(original)
+
+
+@pytest.mark.parametrize("prefix", ["../", "a/", "\\", "new\nline"])
+def test_a_prefix_that_leads_elsewhere_is_refused(
+    service: Service, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(service, "--prefix", prefix) == 2
+    assert "--prefix" in capsys.readouterr().err
+    assert service.requests == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "asked"),
+    [
+        ("/images/", ["GET /images/", "GET /images/a.png", "POST /images/"]),
+        ("/images", ["GET /images", "GET /images/a.png", "POST /images"]),
+        (
+            "/images/?key=1&b=%2F",
+            [
+                "GET /images/?key=1&b=%2F",
+                "GET /images/a.png?key=1&b=%2F",
+                "POST /images/?key=1&b=%2F",
+            ],
+        ),
+        (
+            "/images?k=/",
+            ["GET /images?k=/", "GET /images/a.png?k=/", "POST /images?k=/"],
+        ),
+    ],
+)
+def test_the_url_is_used_as_it_is_given(
+    service: Service, ending: str, asked: list[str]
+) -> None:
+    service.add("a.png")
+    url = service.url.removesuffix("/images/") + ending
+    assert mirror_images.main([url]) == 0
+    assert service.requests == asked
+
+
+def test_one_bad_image_never_stops_the_others(
+    service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.add(*(f"{number}.png" for number in range(6)))
+    service.folder.joinpath("2.png").write_bytes(b"<html>oops</html>")
+    service.folder.joinpath("4.png").write_bytes(b"")
+    service.listing = b"0.png\n1.png\n2.png\ngone.png\n3.png\n4.png\n5.png\n"
+    report = tmp_path / "report.jsonl"
+    assert run(service, "--report", str(report), "--chains", "2") == 1
+    told = report_of(report)
+    failed = {name for name, line in told.items() if line["status"] == "failed"}
+    assert failed == {"2.png", "4.png", "gone.png"}
+    assert "an HTML page" in told["2.png"]["error"]
+    assert "0 bytes" in told["4.png"]["error"]
+    assert told["gone.png"]["error"].startswith("404 ")
+    assert service.uploads() == 4
+    assert capsys.readouterr().out.startswith("4 mirrored, 3 failed, 0 skipped, ")
+
+
+def test_the_report_tells_of_every_image(service: Service, tmp_path: Path) -> None:
+    service.add("a.png", "b.png", "mirrored_b.png")
+    report = tmp_path / "report.jsonl"
+    assert run(service, "--report", str(report)) == 0
+    line = report_of(report)["a.png"]
+    assert list(line) == [
+        *("name", "status", "bytes_in", "bytes_out", "seconds", "attempts", "error")
+    ]
+    assert line["status"] == "mirrored"
+    assert line["bytes_in"] == service.folder.joinpath("a.png").stat().st_size
+    result = service.folder.joinpath("mirrored_a.png")
+    assert line["bytes_out"] == result.stat().st_size
+    assert line["attempts"] == 2
+    assert line["error"] is None
+    assert report_of(report)["b.png"]["error"] == "already mirrored"
+
+
+def test_an_empty_listing_is_a_run_in_which_all_went_well(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(service) == 0
+    assert capsys.readouterr().out.startswith("0 mirrored, 0 failed, 0 skipped, ")
+
+
+def test_a_download_that_announces_too_much_is_not_begun(service: Service) -> None:
+    service.add("small.png")
+    size = service.folder.joinpath("small.png").stat().st_size
+    read = []
+
+    def announce(handler: ImageHandler) -> None:
+        handler.close_connection = True
+        handler.send_head(http.HTTPStatus.OK, "image/png", 10**12)
+        read.append(handler.rfile.read(1))  # nothing, when the client has gone
+
+    service.answers["/images/large.png"] = announce
+    service.listing = b"large.png\nsmall.png\n"
+    assert run(service, "--max-bytes", str(size)) == 1
+    assert read == [b""]
+    assert service.names() == {"small.png", "mirrored_small.png"}
+
+
+def test_a_download_of_unknown_length_is_cut_off(
+    service: Service, tmp_path: Path
+) -> None:
+    sent = []
+
+    def pour(handler: ImageHandler) -> None:
+        handler.close_connection = True
+        handler.send_response(http.HTTPStatus.OK)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(10**6))
+                sent.append(10**6)
+
+    service.answers["/images/endless.png"] = pour
+    service.listing = b"endless.png\n"
+    report = tmp_path / "report.jsonl"
+    assert run(service, "--max-bytes", "2MB", "--report", str(report)) == 1
+    assert report_of(report)["endless.png"]["error"] == "larger than 2.0 MB"
+    assert sum(sent) < 10**8
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), ("500000", 500_000), ("64MB", 64_000_000), ("1.5GB", 1_500_000_000)],
+)
+def test_a_size_may_be_written_as_people_write_it(text: str, size: int) -> None:
+    assert mirror_images.size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1TB", "", "1e9", "0.1"])
+def test_an_unusable_size_is_refused(
+    text: str, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(service, f"--max-bytes={text}") == 2
+    assert "--max-bytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            ["--chains", "0"],
+            ["--chains", "x"],
+            ["--retries", "-1"],
+            ["--timeout", "0"],
+        ),
+        *(["--header", "no colon"], ["--port", "-1"], ["--port", "65536"]),
+        *(["--serve"], ["--unknown"], ["-v", "-q"]),
+    ],
+)
+def test_unusable_options_are_one_line_and_status_2(
+    options: list[str], service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(service, *options) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("url", ["ftp://host/images/", "images/", "http://", "http:x"])
+def test_a_url_that_is_not_http_is_refused(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirror_images.main([url]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_nothing_listening_is_status_2_and_says_how_to_try_it_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/images/"
+        assert mirror_images.main([url, "--retries", "0"]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "python mirror_images.py --serve received/" in written.err
+    assert written.err.count("\n") == 1
+
+
+def test_a_listing_that_cannot_be_had_is_status_2(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = service.url.replace("/images/", "/pictures/")
+    assert mirror_images.main([url, "--retries", "0"]) == 2
+    assert "404" in capsys.readouterr().err
+
+
+def test_headers_and_the_field_name_are_sent(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.add("a.png")
+    seen: list[str | None] = []
+    fields: list[bytes] = []
+
+    def answer(handler: ImageHandler, work: Callable[[], None]) -> None:
+        seen.append(handler.headers["X-Key"])
+        work()
+
+    def parse(disposition: bytes) -> str | None:
+        fields.append(disposition)
+        return original(disposition)
+
+    original = mirror_images.file_name
+    monkeypatch.setattr(ImageHandler, "answer", answer)
+    monkeypatch.setattr(mirror_images, "file_name", parse)
+    assert run(service, "--header", "X-Key: 7", "--field", "picture") == 0
+    assert seen == ["7", "7", "7"]
+    assert b'name="picture"; filename="mirrored_a.png"' in fields[0]
+
+
+def test_a_server_error_that_passes_is_retried(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upload_images.FIRST_BACKOFF", 0.001)
+    service.add("a.png")
+    answers = iter([http.HTTPStatus.SERVICE_UNAVAILABLE])
+
+    def fail_once(handler: ImageHandler) -> None:
+        if status := next(answers, None):
+            return handler.send_text(status, "busy")
+        del service.answers["/images/a.png"]
+        return handler.deliver()
+
+    service.answers["/images/a.png"] = fail_once
+    report = tmp_path / "report.jsonl"
+    assert mirror_images.main([service.url, "--report", str(report)]) == 0
+    assert report_of(report)["a.png"]["attempts"] == 3
+
+
+@respx.mock
+def test_an_answer_that_does_not_say_saved_is_a_failure(tmp_path: Path) -> None:
+    url = "http://images.test/images/"
+    respx.get(url).respond(200, text="a.png\n")
+    respx.get(url + "a.png").respond(200, content=saved(picture("L"), "PNG"))
+    respx.post(url).respond(202, text="perhaps later")
+    report = tmp_path / "report.jsonl"
+    assert mirror_images.main([url, "--report", str(report)]) == 1
+    assert report_of(report)["a.png"]["error"] == "202 Accepted: perhaps later"
+
+
+@respx.mock
+def test_a_download_that_never_comes_times_out_without_stopping_others(
+    tmp_path: Path,
+) -> None:
+    url = "http://images.test/images/"
+    respx.get(url).respond(200, text="a.png\nb.png\n")
+    respx.get(url + "a.png").mock(side_effect=httpx.ReadTimeout)
+    respx.get(url + "b.png").respond(200, content=saved(picture("L"), "PNG"))
+    saving = respx.post(url).respond(200)
+    report = tmp_path / "report.jsonl"
+    options = ["--retries", "0", "--timeout", "7", "--report", str(report)]
+    assert mirror_images.main([url, *options]) == 1
+    assert report_of(report)["a.png"]["error"] == "no answer within 7 s"
+    assert report_of(report)["b.png"]["status"] == "mirrored"
+    assert saving.call_count == 1
+
+
+def test_each_chain_has_one_connection(service: Service) -> None:
+    service.add(*(f"{number}.png" for number in range(12)))
+    assert run(service, "--chains", "3") == 0
+    assert len(service.clients) <= 1 + 3
+
+
+def test_pixel_work_runs_on_other_threads_than_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def watched(data: bytes) -> bytes:
+        threads.append(threading.current_thread())
+        return mirror(data)
+
+    monkeypatch.setattr(mirror_images, "mirror", watched)
+    service.add("a.png", "b.png")
+    assert run(service) == 0
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
+
+
+def test_no_more_pixel_work_runs_at_once_than_there_are_processors(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{number}.png" for number in range(8)]
+    service.add(*names)
+    lock, all_downloaded = threading.Lock(), threading.Event()
+    pair = threading.Barrier(2)
+    running, most, downloaded = 0, 0, 0
+
+    def deliver(handler: ImageHandler) -> None:
+        nonlocal downloaded
+        with lock:
+            downloaded += 1
+            if downloaded == len(names):
+                all_downloaded.set()
+        body = saved(picture("L"), "PNG")
+        handler.send_body(http.HTTPStatus.OK, "image/png", body)
+
+    def work(data: bytes) -> bytes:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        pair.wait(10)
+        assert all_downloaded.wait(10)
+        with lock:
+            running -= 1
+        return data
+
+    service.answers = {f"/images/{name}": deliver for name in names}
+    monkeypatch.setattr(mirror_images, "PROCESSORS", 2)
+    monkeypatch.setattr(mirror_images, "mirror", work)
+    assert run(service, "--chains", "8") == 0
+    assert most == 2
+
+
+def test_tasks_grow_with_the_chains_and_not_with_the_listing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 0
+
+    async def chain(
+        work: mirror_images.Mirroring, connection: Connection, name: str
+    ) -> Outcome:
+        nonlocal most
+        await asyncio.sleep(0)  # lets all the others begin
+        most = max(most, len(asyncio.all_tasks()))
+        return Outcome(name, "mirrored", {"bytes_in": 1, "bytes_out": 1})
+
+    monkeypatch.setattr(mirror_images.Mirroring, "chain", chain)
+    service.listing = b"".join(b"%d.png\n" % number for number in range(2000))
+    assert run(service, "--chains", "5") == 0
+    assert most == 1 + 5
+
+
+def test_the_url_may_come_from_the_environment(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.add("a.png")
+    monkeypatch.setenv("IMAGES_URL", service.url)
+    assert mirror_images.main([]) == 0
+    assert service.names() == {"a.png", "mirrored_a.png"}
+
+
+@contextlib.contextmanager
+def script(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The script in a process of its own, for what signals do to it."""
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_drops_what_is_in_flight_and_tells_what_was_done(
+    service: Service,
+) -> None:
+    service.add("a.png", "b.png", "c.png", "d.png")
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(handler: ImageHandler) -> None:
+        asked.set()
+        over.wait(60)
+
+    service.answers["/images/c.png"] = hang
+    with script(service.url, "--chains", "1") as process:
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        # The download hangs for a minute, its time-out is half of it.
+        out, err = process.communicate(timeout=15)
+    over.set()
+    assert process.returncode == 130
+    assert out.startswith("2 mirrored, 0 failed, 0 skipped, 2 not tried, ")
+    assert "Traceback" not in err
+    assert "GET /images/d.png" not in service.requests
+
+
+# ---- without a URL ---------------------------------------------------------
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the temporary folder with the samples will be."""
+    monkeypatch.delenv("IMAGES_URL", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_without_a_url_the_chain_runs_on_an_embedded_server_and_says_so(
+    samples: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mirror_images.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "embedded server" in lines[0]
+    assert "http://127.0.0.1:" in lines[0]
+    (folder,) = samples.iterdir()
+    assert str(folder) in lines[-1] + lines[-2]
+    assert str(folder / "side_by_side.png") in lines[-1]
+    with Image.open(folder / "side_by_side.png") as sheet:
+        sheet.load()
+
+
+def test_the_samples_are_asymmetric_and_really_mirrored(samples: Path) -> None:
+    assert mirror_images.main(["-q"]) == 0
+    (folder,) = samples.iterdir()
+    originals = [
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(("mirrored_", "side_by_side"))
+    ]
+    formats = set()
+    for path in originals:
+        data = path.read_bytes()
+        formats.add(opened(data).format)
+        result = shown(folder.joinpath("mirrored_" + path.name).read_bytes())
+        pairs = zip(result, seen_in_a_mirror(data), shown(data), strict=True)
+        for found, expected, original in pairs:
+            found, expected, original = (
+                image.convert("RGBA") for image in (found, expected, original)
+            )
+            assert decibels(found, expected) >= 38
+            assert decibels(found, original) < 20
+    assert formats == {"JPEG", "PNG", "GIF", "WEBP"}
+
+
+def test_one_sample_has_an_orientation_one_is_transparent_and_one_moves(
+    tmp_path: Path,
+) -> None:
+    mirror_images.draw_samples(tmp_path)
+    images = [opened(path.read_bytes()) for path in tmp_path.iterdir()]
+    assert any(image.getexif().get(ORIENTATION, 1) != 1 for image in images)
+    assert any(image.mode == "RGBA" for image in images)
+    assert any(getattr(image, "n_frames", 1) > 1 for image in images)
+
+
+def test_side_by_side_shows_the_original_at_the_left_and_its_mirror_at_the_right(
+    tmp_path: Path,
+) -> None:
+    image = Image.new("RGB", (200, 100), "#ff0000")
+    image.paste("#0000ff", (100, 0, 200, 100))
+    image.save(tmp_path / "a.png")
+    ImageOps.mirror(image).save(tmp_path / "flipped_a.png")
+    sheet = mirror_images.draw_side_by_side(tmp_path, ["a.png"], "flipped_")
+    middle = sheet.width // 2
+    halves = (
+        sheet.crop((0, 0, middle, sheet.height)),
+        sheet.crop((middle, 0, sheet.width, sheet.height)),
+    )
+
+    def left_edge(half: Image.Image, colour: str) -> int:
+        difference = ImageChops.difference(half, Image.new("RGB", half.size, colour))
+        box = ImageOps.invert(difference.convert("L").point(lambda v: 255 * (v > 0)))
+        found = box.getbbox()
+        assert found
+        return found[0]
+
+    assert left_edge(halves[0], "#ff0000") < left_edge(halves[0], "#0000ff")
+    assert left_edge(halves[1], "#0000ff") < left_edge(halves[1], "#ff0000")
+
+
+# ---- the embedded server ---------------------------------------------------
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the URL at which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ImageServer(folder, limit=10**5).running() as url:
+        yield folder, url
+
+
+def exchange(url: str, request: bytes, end: bool = False) -> bytes:
+    """Send bytes to the server; return all that it answers."""
+    address = urllib.parse.urlsplit(url)
+    assert address.hostname and address.port
+    with socket.create_connection((address.hostname, address.port), 10) as connection:
+        connection.sendall(request)
+        if end:
+            connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while block := connection.recv(1 << 16):
+            answer += block
+    return answer
+
+
+def post(
+    url: str, body: bytes, *headers: str, length: str | None = None, end: bool = False
+) -> tuple[int, str]:
+    """POST over a bare socket; return the status and the words of the answer."""
+    lines = ["POST /images/ HTTP/1.1", "Host: here", "Connection: close", *headers]
+    if length != "":
+        lines.append(f"Content-Length: {len(body) if length is None else length}")
+    head = "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+    answer = exchange(url, head + body, end)
+    head, _, words = answer.rpartition(b"\r\n\r\n")
+    return int(answer.split()[1]), words.decode()
+
+
+def form(*parts: tuple[str, bytes], boundary: bytes = b"edge") -> bytes:
+    """A form with file parts: (the Content-Disposition's parameters, content)."""
+    body = b""
+    for parameters, data in parts:
+        body += b"--" + boundary + b"\r\nContent-Disposition: form-data; "
+        body += parameters.encode("utf-8", "surrogateescape") + b"\r\n"
+        body += b"Content-Type: image/png\r\n\r\n" + data + b"\r\n"
+    return body + b"--" + boundary + b"--\r\n"
+
+
+FORM = "Content-Type: multipart/form-data; boundary=edge"
+
+
+def test_the_server_lists_the_images_of_the_folder_as_text(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    for name in ("b.png", "a.jpg", "ü ☃.webp", "notes.txt", ".upload-1.png"):
+        folder.joinpath(name).write_bytes(b"x")
+    folder.joinpath("folder.png").mkdir()
+    answer = httpx.get(url)
+    assert answer.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer.text == "a.jpg\nb.png\nü ☃.webp\n"
+    assert httpx.get(url.rstrip("/")).text == answer.text
+
+
+@pytest.mark.parametrize("name", ["a.png", "with space.png", "ü ☃.png", "50%.png"])
+def test_the_server_delivers_an_image_by_its_name(
+    served: tuple[Path, str], name: str
+) -> None:
+    folder, url = served
+    folder.joinpath(name).write_bytes(b"content")
+    answer = httpx.get(url + urllib.parse.quote(name, safe=""))
+    assert answer.content == b"content"
+    assert answer.headers["Content-Type"] == "image/png"
+
+
+@pytest.mark.parametrize("path", ["", "a.png", "missing.png"])
+def test_head_answers_as_get_does_without_a_body(
+    served: tuple[Path, str], path: str
+) -> None:
+    folder, url = served
+    folder.joinpath("a.png").write_bytes(b"content")
+    full, head = httpx.get(url + path), httpx.head(url + path)
+    assert head.status_code == full.status_code
+    assert head.headers["Content-Length"] == str(len(full.content))
+    assert head.content == b""
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/images/missing.png", 404),
+        ("/", 404),
+        ("/imagesx", 404),
+        ("/images/../secret.png", 400),
+        ("/images/%2e%2e%2fsecret.png", 400),
+        ("/images/..%2fsecret.png", 400),
+        ("/images/..%5csecret.png", 400),
+        ("/images/%2fetc%2fpasswd", 400),
+        ("/images//etc/passwd", 400),
+        ("/images/a%00.png", 400),
+        ("/images/.", 400),
+        ("/images/..", 400),
+        ("/images/" + "x" * 256, 400),
+        ("/images/%ff.png", 404),
+        ("/images/.upload-0", 400),
+    ],
+)
+def test_a_path_that_is_no_image_of_the_folder_is_refused(
+    served: tuple[Path, str], path: str, status: int
+) -> None:
+    folder, url = served
+    folder.parent.joinpath("secret.png").write_bytes(b"secret")
+    request = f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+    answer = exchange(url, request.encode())
+    assert int(answer.split()[1]) == status
+    assert b"secret\n" not in answer.replace(b"secret.png", b"")
+
+
+def test_a_form_is_saved(served: tuple[Path, str]) -> None:
+    folder, url = served
+    body = form(('name="file"; filename="a.png"', b"content"))
+    assert post(url, body, FORM) == (200, "saved a.png\n")
+    assert folder.joinpath("a.png").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\r\n",
+        b"--edge",
+        b"\r\n--edg",
+        b"\r\n--\r\n--\r\n",
+        b"\r" * 70_000,
+        bytes(range(256)) * 300,
+        b"x" * (1 << 16) + b"\r\n",
+    ],
+)
+def test_the_content_of_a_form_arrives_byte_for_byte(
+    served: tuple[Path, str], content: bytes
+) -> None:
+    folder, url = served
+    assert post(url, form(('filename="a.png"', content)), FORM)[0] == 200
+    assert folder.joinpath("a.png").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ('filename="with space.png"', "with space.png"),
+        ('filename="ü ☃.png"', "ü ☃.png"),
+        ('filename="quo%22te.png"', 'quo"te.png'),
+        (r'filename="quo\"te.png"', 'quo"te.png'),
+        ('filename="line%0D%0Abreak.png"', "line\r\nbreak.png"),
+        ('filename="50%.png"', "50%.png"),
+        ("filename=plain.png", "plain.png"),
+        ("filename=plain.png; x=y", "plain.png"),
+        ("filename*=UTF-8''%e2%98%83%20a.png", "☃ a.png"),
+        ("filename=\"a.png\"; filename*=utf-8''%e2%98%83.png", "☃.png"),
+        ('filename="latin-\udce9.png"', "latin-\udce9.png"),
+    ],
+)
+def test_a_file_name_may_be_escaped_in_several_ways(
+    served: tuple[Path, str], parameters: str, name: str
+) -> None:
+    folder, url = served
+    assert post(url, form((parameters, b"content")), FORM)[0] == 200
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+def test_all_files_of_a_form_are_saved_and_its_other_fields_are_not(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    body = form(
+        ('name="title"', b"not a file"),
+        ('filename="a.png"', b"first"),
+        ('name="x"', b""),
+        ('filename="b.png"', b"second"),
+    )
+    assert post(url, b"preamble\r\n" + body + b"epilogue", FORM)[0] == 200
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found == {"a.png": b"first", "b.png": b"second"}
+
+
+def test_a_raw_body_is_saved_under_the_name_in_content_disposition(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    header = 'Content-Disposition: attachment; filename="ü.png"'
+    assert post(url, b"content", "Content-Type: image/png", header)[0] == 200
+    assert folder.joinpath("ü.png").read_bytes() == b"content"
+
+
+def test_an_upload_replaces_what_has_its_name(served: tuple[Path, str]) -> None:
+    folder, url = served
+    folder.joinpath("a.png").write_bytes(b"old")
+    assert post(url, form(('filename="a.png"', b"new")), FORM)[0] == 200
+    assert folder.joinpath("a.png").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", ".", "..", "../x.png", "a/b.png", "/x.png", "a\\b.png", "..\\x.png"),
+        *("nul\0.png", "x" * 252 + ".png", "ü" * 126 + ".png", ".upload-x.png"),
+    ],
+)
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_name_that_leaves_the_folder_is_refused(
+    served: tuple[Path, str], name: str, raw: bool
+) -> None:
+    folder, url = served
+    before = sorted(folder.parent.rglob("*"))
+    parameters = f'filename="{name}"'
+    if raw:
+        header = f"Content-Disposition: attachment; {parameters}"
+        status, words = post(url, b"content", header)
+    else:
+        body = form(('filename="good.png"', b"x"), (parameters, b"content"))
+        status, words = post(url, body, FORM)
+    assert status == 400
+    assert "name" in words
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+def test_a_percent_sign_in_the_name_of_an_upload_is_just_that(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    assert post(url, form(('filename="..%2fx.png"', b"content")), FORM)[0] == 200
+    assert [path.name for path in folder.iterdir()] == ["..%2fx.png"]
+
+
+def test_the_name_of_a_folder_is_refused(served: tuple[Path, str]) -> None:
+    folder, url = served
+    folder.joinpath("a.png").mkdir()
+    assert post(url, form(('filename="a.png"', b"content")), FORM)[0] == 409
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ([FORM], b"", 400),
+        ([FORM], b"no form at all", 400),
+        ([FORM], b"--edge\r\nContent-Disposition: form-data; filename=a.png", 400),
+        ([FORM], form(("filename=a.png", b"content"))[:-12], 400),
+        ([FORM], form(('name="title"', b"no file")), 400),
+        ([FORM], b"--edge\r\n" + b"X" * 20_000, 400),
+        (["Content-Type: multipart/form-data"], form(("filename=a.png", b"x")), 400),
+        (
+            ["Content-Type: multipart/form-data; boundary*=utf-8''%E2%98%83"],
+            form(("filename=a.png", b"x")),
+            400,
+        ),
+        (["Content-Type: image/png"], b"content", 415),
+        ([], b"content", 415),
+        (["Content-Disposition: attachment"], b"content", 415),
+    ],
+)
+def test_a_body_that_holds_no_named_file_is_refused(
+    served: tuple[Path, str], headers: list[str], body: bytes, status: int
+) -> None:
+    folder, url = served
+    answered, words = post(url, body, *headers)
+    assert answered == status
+    assert words.strip()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        ("", 411),
+        ("-1", 400),
+        ("abc", 400),
+        ("+5", 400),
+        ("1e3", 400),
+        ("5, 5", 400),
+        ("9" * 30, 400),
+        ("9" * 18, 413),
+        ("100001", 413),
+    ],
+)
+def test_an_unusable_length_is_refused_before_the_body_is_read(
+    served: tuple[Path, str], length: str, status: int
+) -> None:
+    folder, url = served
+    assert post(url, b"", FORM, length=length, end=True)[0] == status
+    assert list(folder.iterdir()) == []
+
+
+def test_a_client_that_sends_too_large_a_body_reads_the_refusal(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    body = form(('filename="a.png"', bytes(10**6)))
+    status, words = post(url, body, FORM)
+    assert (status, words) == (413, "the limit is 100000 bytes\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_chunked_body_is_refused(served: tuple[Path, str]) -> None:
+    folder, url = served
+    chunked = b"7\r\ncontent\r\n0\r\n\r\n"
+    headers = [FORM, "Transfer-Encoding: chunked"]
+    status, words = post(url, chunked, *headers, length="")
+    assert status == 411
+    assert "chunked" in words
+    assert list(folder.iterdir()) == []
+
+
+def test_a_post_to_another_path_is_refused(served: tuple[Path, str]) -> None:
+    folder, url = served
+    assert httpx.post(url + "a.png", content=b"content").status_code == 404
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_half_an_upload_leaves_nothing_behind(
+    served: tuple[Path, str], raw: bool
+) -> None:
+    folder, url = served
+    body = form(("filename=a.png", b"x" * 90_000), ("filename=b.png", b"y"))
+    header = "Content-Disposition: attachment; filename=a.png" if raw else FORM
+    head = f"POST /images/ HTTP/1.1\r\n{header}\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = exchange(url, head.encode() + body[:80_000], end=True)
+    assert answer == b""
+    assert list(folder.iterdir()) == []
+
+
+def test_an_upload_under_way_does_not_show(
+    served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = served
+    folder.joinpath("a.png").write_bytes(b"old")
+    reads, begun = 0, threading.Event()
+    read = mirror_images.Body.read
+
+    def watched(body: mirror_images.Body) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads > 1:
+            begun.set()
+        return read(body)
+
+    monkeypatch.setattr(mirror_images.Body, "read", watched)
+    address = urllib.parse.urlsplit(url)
+    assert address.hostname
+    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/images/")
+        connection.putheader("Content-Length", "90000")
+        connection.putheader("Content-Disposition", "attachment; filename=a.png")
+        connection.endheaders(bytes(70_000))
+        assert begun.wait(10)
+        assert httpx.get(url).text == "a.png\n"
+        assert httpx.get(url + "a.png").content == b"old"
+        connection.send(bytes(20_000))
+        assert connection.getresponse().status == 200
+    assert folder.joinpath("a.png").read_bytes() == bytes(90_000)
+    assert [path.name for path in folder.iterdir()] == ["a.png"]
+
+
+def test_what_a_server_that_was_killed_left_is_cleaned_up(tmp_path: Path) -> None:
+    tmp_path.joinpath(".upload-0123").write_bytes(b"half")
+    tmp_path.joinpath("a.png").write_bytes(b"whole")
+    with ImageServer(tmp_path).running():
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_client_that_asks_first_is_told_to_continue(
+    served: tuple[Path, str],
+) -> None:
+    folder, url = served
+    body = form(("filename=a.png", b"content"))
+    answer = exchange(
+        url,
+        b"POST /images/ HTTP/1.1\r\nExpect: 100-continue\r\nConnection: close\r\n"
+        + f"{FORM}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        + body,
+    )
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n")
+    assert b"HTTP/1.1 200 OK" in answer
+    assert folder.joinpath("a.png").read_bytes() == b"content"
+
+
+def test_a_connection_serves_many_requests(served: tuple[Path, str]) -> None:
+    _, url = served
+    body = form(("filename=a.png", b"content"))
+    upload = f"POST /images/ HTTP/1.1\r\n{FORM}\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = exchange(
+        url,
+        upload.encode()
+        + body
+        + b"HEAD /images/a.png HTTP/1.1\r\n\r\n"
+        + b"GET /images/none.png HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    )
+    statuses = [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 200, 404]
+
+
+@pytest.mark.parametrize(
+    "request_line", [b"garbage", b"GET /images/ HTTP/9.9", b"GET", b"\0\0\0"]
+)
+def test_garbage_does_not_harm_the_server(
+    served: tuple[Path, str], request_line: bytes
+) -> None:
+    _, url = served
+    exchange(url, request_line + b"\r\n\r\n", end=True)
+    assert httpx.get(url).status_code == 200
+
+
+def test_serve_runs_until_ctrl_c(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with script("--serve", str(folder), "--port", "0", "-v") as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert str(folder) in line
+        url = next(
+            word for word in line.split() if word.startswith("http://127.0.0.1:")
+        )
+        assert post(url, form(("filename=a.png", b"x")), FORM)[0] == 200
+        assert httpx.get(url).text == "a.png\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert '"POST /images/ HTTP/1.1" 200' in err
+
+
+def test_serve_does_not_log_requests_without_v(tmp_path: Path) -> None:
+    with script("--serve", str(tmp_path), "--port", "0") as process:
+        assert process.stdout
+        url = process.stdout.readline().split(" at ")[1].split()[0]
+        assert httpx.get(url).text == ""
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=15)
+    assert err == ""
+
+
+def test_a_port_that_is_taken_is_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert mirror_images.main(["--serve", str(tmp_path), "--port", port]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert port in written.err
+    assert written.err.count("\n") == 1
+
+
+def test_a_file_cannot_be_served_as_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.joinpath("file").write_text("")
+    options = ["--serve", str(tmp_path / "file"), "--port", "0"]
+    assert mirror_images.main(options) == 2
+    assert capsys.readouterr().err.count("\n") == 1
