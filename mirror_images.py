@@ -178,6 +178,8 @@ def what_is(data: bytes) -> str:
         b"\x89png": "a damaged PNG image",
         b"\xff\xd8\xff": "a damaged JPEG image",
         b"gif8": "a damaged GIF image",
+        b"ii*\0": "a damaged TIFF image, or one of an unusual kind",
+        b"mm\0*": "a damaged TIFF image, or one of an unusual kind",
         b"{": "JSON",
         b"[": "JSON",
     }.items():
@@ -307,11 +309,27 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
     return mirror_still(
         image,
         exif=exif and b"Exif\0\0" + exif,
+        extra=iptc_segment(image.info.get("photoshop", {}).get(IPTC)),
         qtables=tables,
         subsampling=sampling,
         progressive=bool(image.info.get("progressive")),
         keep_rgb=image.mode == "RGB" and image.info.get("adobe_transform") == 0,
     )
+
+
+IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
+
+
+def iptc_segment(iptc: bytes | None) -> bytes | None:
+    """The segment of a JPEG that holds IPTC data: captions, rights; None if none.
+
+    Photoshop's other resources stay behind; a thumbnail, for one, is not mirrored.
+    """
+    if not iptc:
+        return None
+    block = struct.pack(">4sHHI", b"8BIM", IPTC, 0, len(iptc)) + iptc
+    body = b"Photoshop 3.0\0" + block + bytes(len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
 
 
 def mirror_jpeg2000(image: Image.Image, data: bytes) -> bytes:

@@ -950,6 +950,17 @@ def test_a_jpeg_keeps_its_comment() -> None:
     assert opened(mirror(data)).info["comment"] == b"a comment"
 
 
+@pytest.mark.parametrize("iptc", [b"\x1c\x02\x5a\0\6Berlin", b"\x1c\x02\x5a\0\3Ulm"])
+def test_a_jpeg_keeps_its_iptc_data_but_no_other_photoshop_data(iptc: bytes) -> None:
+    blocks = b"Photoshop 3.0\0"
+    for number, data in {0x040C: b"thumbnail", 0x0404: iptc}.items():
+        blocks += struct.pack(">4sHHI", b"8BIM", number, 0, len(data))
+        blocks += data + bytes(len(data) % 2)
+    segment = b"\xff\xed" + struct.pack(">H", len(blocks) + 2) + blocks
+    result = mirror(saved(picture("RGB"), "JPEG", extra=segment))
+    assert opened(result).info["photoshop"] == {0x0404: iptc}
+
+
 def with_xmp(kind: str, xmp: bytes, **options: Any) -> bytes:
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
@@ -1024,6 +1035,7 @@ STRANGERS = {
     "a damaged JPEG image": b"\xff\xd8\xff\xe0" + bytes(9),
     "a damaged PNG image": b"\x89PNG\r\n\x1a\n" + bytes(9),
     "a damaged GIF image": b"GIF89a",
+    "a damaged TIFF image, or one of an unusual kind": b"II*\0\x08" + bytes(9),
     "32 bytes of an unknown": bytes(range(128, 160)),
     "12 bytes of an unknown": bytes(12),
 }
