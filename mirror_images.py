@@ -317,6 +317,16 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
     )
 
 
+def mirror_bmp(image: Image.Image, data: bytes) -> bytes:
+    if image.mode != "RGBA":
+        return mirror_still(image)
+    # Pillow writes no alpha channel. Only the pixels change places, 4 bytes each.
+    (start,) = struct.unpack_from("<I", data, 10)
+    end = start + 4 * image.width * image.height
+    pixels = Image.frombytes("RGBA", image.size, data[start:end])
+    return data[:start] + turn(pixels, 1).tobytes() + data[end:]
+
+
 IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
 
 
@@ -674,7 +684,7 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
 
 ENCODERS = {
     "AVIF": mirror_avif,
-    "BMP": lambda image, data: mirror_still(image),
+    "BMP": mirror_bmp,
     "GIF": mirror_gif,
     "JPEG": mirror_jpeg,
     "JPEG2000": mirror_jpeg2000,
