@@ -435,6 +435,10 @@ def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
         tags = image.getexif()
         for tag in set(tags) - TIFF_TAGS:
             del tags[tag]
+        for tag in (ExifTags.Base.IPTCNAA, ExifTags.Base.ImageResources):
+            # Where a TIFF says that they are numbers, Pillow reads the first alone.
+            if not isinstance(tags.get(tag, b""), bytes):
+                del tags[tag]
         if xmp := clean_xmp(tags.pop(ExifTags.Base.XMLPacket, None)):
             tags[ExifTags.Base.XMLPacket] = xmp
         page.encoderinfo = {"exif": tags}
