@@ -541,6 +541,20 @@ def test_every_kind_of_netpbm_file_is_mirrored(data: bytes) -> None:
     assert_mirrored(data)
 
 
+@pytest.mark.parametrize("height", [4, -4], ids=["bottom up", "top down"])
+def test_a_bmp_keeps_its_alpha_channel(height: int) -> None:
+    pixels = picture("RGBA", (5, 4)).tobytes()
+    header = struct.pack("<IiiHHII", 108, 5, height, 1, 32, 3, len(pixels))
+    header += struct.pack("<iiII", 2835, 2835, 0, 0)
+    header += struct.pack("<4I4s", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs")
+    header += bytes(48)
+    offset = 14 + len(header)
+    file = struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset)
+    data = file + header + pixels
+    assert opened(data).mode == "RGBA"
+    assert_mirrored(data)
+
+
 # ---- mirror: PNG -----------------------------------------------------------
 
 
@@ -846,6 +860,21 @@ def test_a_compressed_tiff_keeps_its_exif_data() -> None:
     data = data[:4] + struct.pack("<I", start) + data[8:]
     tags = camera_tags(assert_mirrored(data))["exif"]
     assert tags == {ExifTags.Base.DateTimeOriginal: "2024:02:29 12:34:56"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("of_type", "kept"), [(7, True), (4, False)])
+def test_a_tiff_keeps_iptc_data_whole_or_not_at_all(of_type: int, kept: bool) -> None:
+    """Pillow reads only the first number of IPTC data that are said to be numbers."""
+    iptc = b"\x1c\x02\x5a\0\6Berlin\0"
+    data = saved(picture("RGB"), "TIFF", tiffinfo={ExifTags.Base.IPTCNAA: iptc})
+    entry = struct.pack("<HHI", ExifTags.Base.IPTCNAA, 7, 12)
+    assert entry in data
+    count = len(iptc) // (4 if of_type == 4 else 1)
+    said = struct.pack("<HHI", ExifTags.Base.IPTCNAA, of_type, count)
+    result = mirror(data.replace(entry, said))
+    assert (iptc in result) == kept
+    assert (ExifTags.Base.IPTCNAA in opened(result).getexif()) == kept
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -1865,11 +1894,21 @@ def test_the_url_may_come_from_the_environment(
     assert service.names() == {"a.png", "mirrored_a.png"}
 
 
+# What starts the tests may ignore SIGINT, and children inherit that.
+LAUNCHER = """
+import runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @contextlib.contextmanager
 def script(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The script in a process of its own, for what signals do to it."""
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
+        [sys.executable, "-c", LAUNCHER, str(SCRIPT), *arguments],
+        cwd=SCRIPT.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -1897,7 +1936,7 @@ def test_ctrl_c_drops_what_is_in_flight_and_tells_what_was_done(
         # The download hangs for a minute, its time-out is half of it.
         out, err = process.communicate(timeout=15)
     over.set()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out.startswith("2 mirrored, 0 failed, 0 skipped, 2 not tried, ")
     assert "Traceback" not in err
     assert "GET /images/d.png" not in service.requests
