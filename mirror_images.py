@@ -20,6 +20,7 @@ Exit status: 0 everything was mirrored, 1 some images failed, 2 it could not run
 
 import argparse
 import asyncio
+import codecs
 import contextlib
 import email.message
 import http
@@ -96,8 +97,6 @@ PROCESSORS = (
     else os.cpu_count() or 1
 )
 
-FLIP = Image.Transpose.FLIP_LEFT_RIGHT
-
 
 class ImageError(ValueError):
     """These bytes cannot be mirrored; the text says why."""
@@ -122,7 +121,7 @@ def mirror(data: bytes) -> bytes:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(image)
+            check_size(image.size)
             kind = image.format or ""
             return ENCODERS[kind](image, data)
     except ImageError:
@@ -133,6 +132,8 @@ def mirror(data: bytes) -> bytes:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"too large an image: {error}") from error
+    except (IndexError, EOFError, struct.error) as error:
+        raise ImageError("a damaged image: there are bytes missing") from error
     except MemoryError as error:
         raise ImageError("too large an image for this machine's memory") from error
     except Exception as error:  # Pillow has no common class for what bad bytes do to it
@@ -142,15 +143,21 @@ def mirror(data: bytes) -> bytes:
         ) from error
 
 
-def check_size(image: Image.Image) -> None:
-    """Raise ImageError for a decompression bomb."""
+def check_size(size: tuple[int, int], before: int = 0) -> int:
+    """Raise ImageError for a decompression bomb.
+
+    `before` is the number of pixels in the frames before it; what comes back is that
+    number for the next frame. The frames themselves are counted, for what an animation
+    says of its size and their number may be untrue.
+    """
     limit = Image.MAX_IMAGE_PIXELS or sys.maxsize
-    pixels = image.width * image.height
+    pixels = size[0] * size[1]
     if pixels > limit:
         raise ImageError(f"too large an image: {pixels} pixels, the limit is {limit}")
-    frames = getattr(image, "n_frames", 1)
-    if pixels * frames > 2 * limit:
-        raise ImageError(f"too large an animation: {frames} frames of {pixels} pixels")
+    if before + pixels > 2 * limit:
+        words = f"more than {2 * limit} pixels in all its frames"
+        raise ImageError(f"too large an animation: {words}")
+    return before + pixels
 
 
 def what_is(data: bytes) -> str:
@@ -163,21 +170,31 @@ def what_is(data: bytes) -> str:
         b"<?xml": "an XML or SVG document",
         b"%pdf": "a PDF document",
         b"%!ps": "an EPS or PostScript document",
+        b"\xc5\xd0\xd3\xc6": "an EPS or PostScript document",
         b"pk\3\4": "a ZIP archive",
         b"\x1f\x8b": "gzip data",
+        b"\x89png": "a damaged PNG image",
+        b"\xff\xd8\xff": "a damaged JPEG image",
+        b"gif8": "a damaged GIF image",
+        b"ii*\0": "a damaged TIFF image, or one of an unusual kind",
+        b"mm\0*": "a damaged TIFF image, or one of an unusual kind",
         b"{": "JSON",
         b"[": "JSON",
     }.items():
         if start.lower().startswith(beginning):
             return words
     if data[4:8] == b"ftyp":
-        return (
-            f"a {data[8:12].decode('ascii', 'replace').strip()} file (HEIC or a film?)"
-        )
+        brand = data[8:12].decode("latin-1")
+        if brand in ("avif", "avis"):
+            return "a damaged AVIF image"
+        return f"a {printable(brand)!r} file (HEIC, or a film?)"
     if not data:
         return "nothing at all (0 bytes)"
     with contextlib.suppress(UnicodeDecodeError):
-        return f"text that begins {printable(start[:40].decode())!r}"
+        # Not decode(): the end may have cut a character in two.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+        if not re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
+            return f"text that begins {printable(text[:40])!r}"
     first = data[:8].hex(" ")
     return f"{len(data)} bytes of an unknown or damaged format ({first} …)"
 
@@ -222,26 +239,43 @@ def turn(image: Image.Image, orientation: int) -> Image.Image:
     return image.copy() if method is None else image.transpose(method)
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The orientation that viewers turn `image` by; EXIF says it, or else XMP."""
+    orientation = 1
+    with contextlib.suppress(Exception):  # viewers ignore unreadable EXIF data, too
+        orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation
+
+
 def clean_exif(exif: bytes | None) -> bytes | None:
     """EXIF data without orientation and thumbnail, which is not mirrored; None if none.
 
-    Other data come back as they are, byte for byte.
+    All else stays as it is and where it is: the offsets in a maker's note are known to
+    nobody but the maker. (Exif 2.32, section 4.6.2; a directory is a count, 12 bytes an
+    entry, and where the next directory is: the thumbnail's.)
     """
-    if not exif:
+    exif = re.sub(b"^(Exif\0\0)+", b"", exif or b"")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
         return None
-    tags = Image.Exif()
-    tags.load(exif)
-    thumbnail = tags.get_ifd(ExifTags.IFD.IFD1)
-    if ORIENTATION not in tags and not thumbnail:
-        return exif
-    tags.pop(ORIENTATION, None)
-    return tags.tobytes() if len(tags) else None
+    (start,) = struct.unpack_from(order + "I", exif, 4)
+    (count,) = struct.unpack(order + "H", exif[start : start + 2] or b"\0\0")
+    end = start + 2 + 12 * count
+    entries = [exif[at : at + 12] for at in range(start + 2, end, 12)]
+    tag = struct.pack(order + "H", ORIENTATION)
+    kept = [entry for entry in entries if not entry.startswith(tag)]
+    if not kept or end > len(exif):
+        return None
+    directory = struct.pack(order + "H", len(kept)) + b"".join(kept)
+    rest = exif[end + 4 :]
+    return exif[:start] + directory.ljust(end + 4 - start, b"\0") + rest
 
 
 def clean_xmp(xmp: bytes | None) -> bytes | None:
     """XMP data without orientation; None if none."""
-    pattern = rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>'
-    return re.sub(pattern, b"", xmp) if xmp else None
+    attribute = rb"""tiff:Orientation\s*=\s*["'][^"']*["']"""
+    element = rb"<tiff:Orientation>[^<]*</tiff:Orientation>"
+    return re.sub(attribute + b"|" + element, b"", xmp) if xmp else None
 
 
 def mirror_still(image: Image.Image, **options: Any) -> bytes:
@@ -249,7 +283,7 @@ def mirror_still(image: Image.Image, **options: Any) -> bytes:
     image.load()  # some metadata come behind the pixels
     info = image.info
     return encoded(
-        turn(image, image.getexif().get(ORIENTATION, 1)),
+        turn(image, orientation_of(image)),
         "JPEG" if image.format == "MPO" else str(image.format),
         **{
             "dpi": info.get("dpi"),
@@ -269,8 +303,11 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
         tables = {0: tables[image.layer[0][3]]}
     elif image.mode == "RGB" and sampling < 0:
         sampling = 0  # one that Pillow cannot write; 4:4:4 loses nothing
+    exif = clean_exif(image.info.get("exif"))
     return mirror_still(
         image,
+        exif=exif and b"Exif\0\0" + exif,
+        extra=iptc_segment(image.info.get("photoshop", {}).get(IPTC)),
         qtables=tables,
         subsampling=sampling,
         progressive=bool(image.info.get("progressive")),
@@ -278,24 +315,56 @@ def mirror_jpeg(image: Image.Image, data: bytes) -> bytes:
     )
 
 
+def mirror_bmp(image: Image.Image, data: bytes) -> bytes:
+    if image.mode != "RGBA":
+        return mirror_still(image)
+    # Pillow writes no alpha channel. Only the pixels change places, 4 bytes each.
+    (start,) = struct.unpack_from("<I", data, 10)
+    end = start + 4 * image.width * image.height
+    pixels = Image.frombytes("RGBA", image.size, data[start:end])
+    return data[:start] + turn(pixels, 1).tobytes() + data[end:]
+
+
+IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
+
+
+def iptc_segment(iptc: bytes | None) -> bytes | None:
+    """The segment of a JPEG that holds IPTC data: captions, rights; None if none.
+
+    Photoshop's other resources stay behind; a thumbnail, for one, is not mirrored.
+    """
+    if not iptc:
+        return None
+    block = struct.pack(">4sHHI", b"8BIM", IPTC, 0, len(iptc)) + iptc
+    body = b"Photoshop 3.0\0" + block + bytes(len(iptc) % 2)
+    return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
+
+
 def mirror_jpeg2000(image: Image.Image, data: bytes) -> bytes:
-    return mirror_still(image, no_jp2=data.startswith(b"\xff\x4f\xff\x51"))
+    start = data.find(b"\xff\x4f\xff\x51")  # of the codestream (ITU-T T.800, A.5.1)
+    (components,) = struct.unpack_from(">H", data, start + 40)
+    depths = data[start + 42 : start + 42 + 3 * components : 3]  # less one, and a sign
+    if image.mode != "I;16" and any(depth & 127 > 7 for depth in depths):
+        raise ImageError("a JPEG 2000 image with 16 bits a channel: it would lose some")
+    return mirror_still(image, no_jp2=start == 0)
 
 
 def mirror_ppm(image: Image.Image, data: bytes) -> bytes:
     assert isinstance(image, ImageFile.ImageFile)
-    if image.mode == "RGB" and image.tile and "65535" in str(image.tile):
-        raise ImageError("a PPM image with 16 bits a channel: it would lose 8 of them")
+    arguments = image.tile[0].args  # a raw mode, or one and the largest value
+    if image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
+        raise ImageError("a PPM image with 16 bits a channel: it would lose some")
     return mirror_still(image)
 
 
 def mirror_frames(image: Image.Image, **options: Any) -> bytes:
     """Mirror every frame of a WebP or AVIF image."""
-    frames, starts = [], []
+    frames, starts, pixels = [], [], 0
     for number in range(getattr(image, "n_frames", 1)):
+        pixels = check_size(image.size, pixels)
         image.seek(number)
         image.load()
-        frames.append(turn(image, image.getexif().get(ORIENTATION, 1)))
+        frames.append(turn(image, orientation_of(image)))
         starts.append(image.info.get("timestamp", 0))
     if len(frames) == 1:
         return mirror_still(image, **options)
@@ -329,12 +398,12 @@ def mirror_webp(image: Image.Image, data: bytes) -> bytes:
 
 
 def is_lossless_webp(data: bytes) -> bool:
-    """Whether the first frame's bitstream is VP8L (RFC 9649, section 2)."""
+    """Whether the bitstream of any frame is VP8L (RFC 9649, section 2)."""
     at = 12
     while at + 8 <= len(data):
         kind, size = struct.unpack_from("<4sI", data, at)
-        if kind in (b"VP8L", b"VP8 "):
-            return bool(kind == b"VP8L")
+        if kind == b"VP8L":
+            return True
         # A frame of an animation holds chunks of its own behind 16 bytes.
         at += 8 + (16 if kind == b"ANMF" else size + size % 2)
     return False
@@ -353,10 +422,10 @@ TIFF_TAGS = {
 
 def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
     assert isinstance(image, ImageFile.ImageFile)
-    pages = []
+    pages, pixels = [], 0
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
-        check_size(image)
+        pixels = check_size(image.size, pixels)
         if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
             raise ImageError("a TIFF with 16 bits a channel: it would lose 8 of them")
         image.load()  # turns the pixels upright
@@ -364,8 +433,17 @@ def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
         tags = image.getexif()
         for tag in set(tags) - TIFF_TAGS:
             del tags[tag]
+        for tag in (ExifTags.Base.IPTCNAA, ExifTags.Base.ImageResources):
+            # Where a TIFF says that they are numbers, Pillow reads the first alone.
+            if not isinstance(tags.get(tag, b""), bytes):
+                del tags[tag]
+        if xmp := clean_xmp(tags.pop(ExifTags.Base.XMLPacket, None)):
+            tags[ExifTags.Base.XMLPacket] = xmp
         page.encoderinfo = {"exif": tags}
-        if image.info.get("compression") == "jpeg":
+        if ExifTags.IFD.Exif in tags or ExifTags.IFD.GPSInfo in tags:
+            # Pillow cannot have libtiff write a directory inside of another.
+            page.encoderinfo["compression"] = "raw"
+        elif image.info.get("compression") == "jpeg":
             page.encoderinfo["quality"] = 95
         pages.append(page)
     return encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
@@ -387,9 +465,11 @@ def mirror_gif(image: Image.Image, data: bytes) -> bytes:
     )
     out = bytearray(data[: 13 + gif_table_size(data[10])])
     struct.pack_into("<H", out, 6, width)
+    pixels = 0
     for start, end, kind in gif_blocks(data):
         if kind == GIF_FRAME:
             left, top, w, h, flags = struct.unpack_from("<HHHHB", data, start + 1)
+            pixels = check_size((w, h), pixels)
             table_end = start + 10 + gif_table_size(flags)
             # The pixels are not written interlaced, whatever they were.
             out += struct.pack(
@@ -433,7 +513,6 @@ def mirror_gif_pixels(width: int, height: int, interlace: int, lzw: bytes) -> by
     screen = struct.pack("<6sHH3x", b"GIF89a", width, height)
     frame = struct.pack("<B4xHHB", GIF_FRAME, width, height, interlace)
     with Image.open(io.BytesIO(screen + frame + lzw + b";"), formats=["GIF"]) as image:
-        check_size(image)
         descriptor, *blocks = GifImagePlugin.getdata(turn(image, 1))
     return b"".join([descriptor, *blocks])[len(frame) :]
 
@@ -469,18 +548,21 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     Pillow would reduce 16-bit colour to 8 bits and lose most chunks.
     """
     chunks = list(png_chunks(data))
+    check_png_frames(chunks)
     orientation = png_orientation(chunks)
     header = chunks[0][1]
     canvas = struct.unpack(">II", header[:8])
     size = canvas  # of the frame whose pixels come next
     sequence = 0  # number of the next animation chunk that has one
-    out = PNG_SIGNATURE
+    count = 0  # of pixels
+    out = bytearray(PNG_SIGNATURE)  # a million chunks added to bytes would take hours
     for kind, group in itertools.groupby(chunks, lambda chunk: chunk[0]):
         bodies = [body for _, body in group]
         if kind in (b"IDAT", b"fdAT"):
             number = struct.pack(">I", sequence) if kind == b"fdAT" else b""
             sequence += len(number) // 4
             pixels = b"".join(body[len(number) :] for body in bodies)
+            count = check_size(size, count)
             frame_header = struct.pack(">II", *size) + header[8:]
             bodies = [number + mirror_png_pixels(frame_header, pixels, orientation)]
         for body in bodies:
@@ -490,16 +572,18 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
             elif kind == b"fcTL":
                 w, h, x, y = struct.unpack(">4I", body[4:20])
                 size = w, h
+                if x + w > canvas[0] or y + h > canvas[1]:
+                    raise ImageError("a damaged PNG: a frame beyond its edges")
                 x, y, w, h = turned_box((x, y, w, h), canvas, orientation)
                 body = struct.pack(">5I", sequence, w, h, x, y) + body[20:]
                 sequence += 1
             elif kind == b"eXIf":
-                body = (clean_exif(body) or b"").removeprefix(b"Exif\0\0")
+                body = clean_exif(body) or b""
             elif kind == b"iTXt" and body.startswith(XMP_KEYWORD):
                 body = clean_xmp(body) or b""
             if body or kind == b"IEND":
                 out += png_chunk(kind, body)
-    return out
+    return bytes(out)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -515,6 +599,18 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
                 yield kind, body
             elif kind[:1].isupper() or kind in (b"fcTL", b"fdAT"):
                 raise ImageError(f"a damaged PNG: wrong checksum of {kind!r}")
+        elif kind[:1].isupper():  # section 13.2: critical
+            raise ImageError(f"a damaged or unusual PNG: it has a chunk {kind!r}")
+
+
+def check_png_frames(chunks: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raise ImageError unless all frames are there, in order (section 5.6)."""
+    letters = {b"IDAT": "D", b"fcTL": "C", b"fdAT": "F"}
+    order = "".join(letters.get(kind, "") for kind, _ in chunks)
+    announced = [body[:4] for kind, body in chunks if kind == b"acTL"]
+    frames = struct.pack(">I", order.count("C"))
+    if not re.fullmatch("C?D+(CF+)*", order) or announced not in ([], [frames]):
+        raise ImageError("a damaged PNG: there are frames missing or out of order")
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
@@ -523,18 +619,14 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_orientation(chunks: Iterable[tuple[bytes, bytes]]) -> int:
-    """The EXIF orientation of a PNG, or the one that its XMP data give."""
-    orientation = 1
+    """The orientation of a PNG; the chunks that say it may come behind the pixels."""
+    image = Image.new("1", (1, 1))
     for kind, body in chunks:
         if kind == b"iTXt" and body.startswith(XMP_KEYWORD):
-            if match := re.search(rb'tiff:Orientation(?:="|>)([0-9])', body):
-                orientation = int(match[1])
+            image.info["xmp"] = body
         elif kind == b"eXIf":
-            tags = Image.Exif()
-            tags.load(body)
-            if ORIENTATION in tags:
-                return int(tags[ORIENTATION])
-    return orientation
+            image.info["exif"] = body
+    return orientation_of(image)
 
 
 def turned_box(
@@ -558,7 +650,6 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
 
     def turned(unpack: str | None = None) -> Image.Image:
         with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
-            check_size(image)
             if unpack:
                 assert isinstance(image, ImageFile.ImageFile)
                 image.tile = [image.tile[0]._replace(args=unpack)]
@@ -595,7 +686,7 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
 
 ENCODERS = {
     "AVIF": mirror_avif,
-    "BMP": lambda image, data: mirror_still(image),
+    "BMP": mirror_bmp,
     "GIF": mirror_gif,
     "JPEG": mirror_jpeg,
     "JPEG2000": mirror_jpeg2000,
@@ -768,6 +859,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.send_text(status, words + "\n")
+            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + 2.0
             self.connection.settimeout(2.0)
@@ -827,7 +919,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         saved: dict[Path, Path] = {}
         try:
             if kind.get_content_type() == "multipart/form-data":
-                boundary = kind.get_boundary("").encode("latin-1")
+                boundary = kind.get_boundary("").encode("latin-1", "replace")
                 for name in body.parts(boundary):
                     self.save(name, body.until(b"\r\n--" + boundary), saved)
             else:
@@ -929,7 +1021,7 @@ class Body:
 
     def read(self) -> bytes:
         """Up to BLOCK bytes; b"" at the end."""
-        block = self.file.read(min(BLOCK, self.left))
+        block = self.file.read1(min(BLOCK, self.left))
         self.left -= len(block)
         if self.left and not block:
             raise ConnectionError("the client went away in mid-body")
@@ -1120,6 +1212,14 @@ def size(text: str) -> int:
     return value
 
 
+def port_number(text: str) -> int:
+    """Argument type: a TCP port, 0 for any that is free."""
+    value = whole_number(0)(text)
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; the last is 65535")
+    return value
+
+
 def name_prefix(text: str) -> str:
     """Argument type: the beginning of the results' names."""
     try:
@@ -1181,7 +1281,7 @@ def _main(argv: Sequence[str] | None) -> int:
     add("--serve", type=Path, metavar="FOLDER", help="run the embedded server instead")
     add(
         "--port",
-        type=whole_number(0),
+        type=port_number,
         default=8000,
         metavar="N",
         help="where --serve listens (default: 8000; 0: any free port)",
