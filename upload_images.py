@@ -235,6 +235,9 @@ class Connection:
                     if len(content) > limit:
                         break
                 else:
+                    if surplus(response):
+                        words = "more bytes came than the answer announced"
+                        raise Failure(words, wait=0.0)
                     kind = response.headers.get("Content-Type", "")
                     return kind.partition(";")[0].strip().lower(), bytes(content)
             raise Failure(f"larger than {size_text(limit)}")
@@ -317,6 +320,8 @@ class Connection:
                 words = await answer_text(response)
             finally:
                 await response.aclose()
+                if surplus(response):
+                    await response.extensions["network_stream"].aclose()
             if response.status_code not in PASSING:
                 raise Failure(words)
             raise Failure(words, wait=retry_after(response.headers))
@@ -362,6 +367,19 @@ async def answer_text(response: httpx.Response) -> str:
         break
     words = " ".join(beginning.decode("utf-8", "replace").split())
     return f"{status}: {shorten(words, 200)}" if words else status
+
+
+def surplus(response: httpx.Response) -> bytes:
+    """What was received behind the end of an answer that was read.
+
+    httpcore would take it for the beginning of the next answer on the connection, and
+    from then on every answer for that of the request before. It has no public way to
+    ask for it.
+    """
+    inner: Any = response.stream
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        inner = getattr(inner, name, None)
+    return bytes(inner.trailing_data[0]) if inner else b""
 
 
 def error_text(error: httpx.RequestError, timeout: float) -> str:
