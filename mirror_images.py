@@ -460,6 +460,7 @@ PNG_KEPT = {
     *(b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI"),
     *(b"hIST", b"sPLT", b"tIME"),
 }
+PNG_FRAMES = {b"IHDR", b"fcTL", b"IDAT", b"fdAT", b"IEND"}
 XMP_KEYWORD = b"XML:com.adobe.xmp\0\0"  # and that it is not compressed
 
 
@@ -469,6 +470,12 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     Pillow would reduce 16-bit colour to 8 bits and lose most chunks.
     """
     chunks = list(png_chunks(data))
+    order = b"".join(kind for kind, _ in chunks if kind in PNG_FRAMES)
+    # Pillow does not look at all of them until somebody wants the last frame.
+    if not re.fullmatch(rb"IHDR(fcTL)?(IDAT)+(fcTL(fdAT)+)*IEND", order):
+        raise ImageError("a damaged PNG: chunks are missing, or out of order")
+    if getattr(image, "n_frames", 1) != 1 + order.count(b"fcTLfdAT"):
+        raise ImageError("a damaged PNG: not as many frames as it says")
     orientation = png_orientation(chunks)
     header = chunks[0][1]
     canvas = struct.unpack(">II", header[:8])
@@ -490,6 +497,8 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
             elif kind == b"fcTL":
                 w, h, x, y = struct.unpack(">4I", body[4:20])
                 size = w, h
+                if x + w > canvas[0] or y + h > canvas[1]:
+                    raise ImageError("a damaged PNG: a frame outside of the picture")
                 x, y, w, h = turned_box((x, y, w, h), canvas, orientation)
                 body = struct.pack(">5I", sequence, w, h, x, y) + body[20:]
                 sequence += 1
