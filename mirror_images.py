@@ -481,7 +481,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
     canvas = struct.unpack(">II", header[:8])
     size = canvas  # of the frame whose pixels come next
     sequence = 0  # number of the next animation chunk that has one
-    out = PNG_SIGNATURE
+    out = bytearray(PNG_SIGNATURE)
     for kind, group in itertools.groupby(chunks, lambda chunk: chunk[0]):
         bodies = [body for _, body in group]
         if kind in (b"IDAT", b"fdAT"):
@@ -508,7 +508,7 @@ def mirror_png(image: Image.Image, data: bytes) -> bytes:
                 body = clean_xmp(body) or b""
             if body or kind == b"IEND":
                 out += png_chunk(kind, body)
-    return out
+    return bytes(out)
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
