@@ -397,7 +397,7 @@ def mirror_gif(image: Image.Image, data: bytes) -> bytes:
             )
             out += data[start + 10 : table_end]
             out += mirror_gif_pixels(w, h, flags & 64, data[table_end:end])
-        else:
+        elif end - start > 3:  # Pillow reads too far where an extension is empty
             out += data[start:end]
     return bytes(out + b";")
 
