@@ -311,9 +311,10 @@ class Connection:
         Trouble if nothing listens there, and nothing ever did.
         """
         self.attempts += 1
+        answered = False
         try:
             response = await self.client.send(request, stream=True)
-            self.server.answered = True
+            answered = self.server.answered = True
             try:
                 if response.status_code in accepted:
                     return await read(response)
@@ -331,7 +332,7 @@ class Connection:
                 hint = "python mirror_images.py --serve received/"
                 message = f"{self.server.url}: {reason}; to try it out, start {hint}"
                 raise Trouble(message) from error
-            raise Failure(reason, wait=0.0, unanswered=True) from error
+            raise Failure(reason, wait=0.0, unanswered=not answered) from error
 
 
 def backoff(attempt: int) -> float:
