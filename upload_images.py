@@ -285,6 +285,8 @@ class Connection:
         for attempt in itertools.count(1):
             try:
                 return await self._attempt(request(), accepted, read)
+            except httpx.InvalidURL as error:  # of a very long name
+                raise Failure(f"no URL can be made of it: {error}") from error
             except Failure as failure:
                 wait, reason = failure.wait, str(failure)
                 if wait is None:
