@@ -62,6 +62,9 @@ MAX_LIST = 1 << 30  # bytes of a list of images
 MAX_WORDS = 1 << 16  # bytes of what a server has to say to a POST
 # Of RFC 9110's answers, those which say that the image is saved. 202 only promises it.
 SAVED = {200, 201, 204}
+# Not asked for, but decoded if they come; a thousandfold growth is the most they can
+# do. Two of them, or Brotli, can make gigabytes of a few kilobytes.
+CODINGS = {"identity", "gzip", "deflate"}
 # These may pass; any other answer would only be given again.
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds
@@ -227,6 +230,10 @@ class Connection:
         """Download `url`: its media type, and its content of up to `limit` bytes."""
 
         async def read(response: httpx.Response) -> tuple[str, bytes]:
+            coding = response.headers.get("Content-Encoding", "identity").lower()
+            if coding not in CODINGS:
+                words = f"it comes with Content-Encoding {shorten(coding, 80)}"
+                raise Failure(f"{words}, which was not asked for")
             announced = int(response.headers.get("Content-Length", 0))
             content = bytearray()
             if announced <= limit:
