@@ -305,7 +305,8 @@ class Connection:
                     reason += f" ({attempt} attempts)" if attempt > 1 else ""
                     raise Failure(reason, unanswered=failure.unanswered) from failure
                 wait = wait or backoff(attempt)
-                logger.info("%s; attempt %d in %.1f s", reason, attempt + 1, wait)
+                words = printable(reason)
+                logger.info("%s; attempt %d in %.1f s", words, attempt + 1, wait)
                 await asyncio.sleep(wait)
         raise AssertionError("count() does not end")
 
@@ -611,7 +612,7 @@ class Batch:
             self.bytes += list(outcome.sizes.values())[-1]
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
         words = outcome.error or outcome.status
-        logger.log(level, "%s: %s", printable(outcome.name), words)
+        logger.log(level, "%s", printable(f"{outcome.name}: {words}"))
         self.console.progress(self.progress)
         self.unanswered = self.unanswered + 1 if outcome.unanswered else 0
         if self.unanswered and self.unanswered == self.give_up_after:
