@@ -4,8 +4,8 @@
     with FaultServer(folder, plan).running() as url:
         mirror_images.main([url])
 
-A plan is called with every request, and returns the fault that it shall meet, or None.
-It sees nothing but the method, the image's name and how often this was asked for
+A plan is called with every request, and returns the fault that it shall meet, or the
+very bytes of an answer, or None: all is well. It sees nothing but the method, the image's name and how often this was asked for
 before, so that the same plan does the same to an image however threads are timed.
 """
 
@@ -31,7 +31,7 @@ class Fault(enum.Enum):
 
     RESET_BEFORE = "reset before the body is received or sent"  # not saved
     RESET_DURING = "reset in the middle of the body"  # not saved
-    RESET_AFTER = "reset after the body"  # saved
+    RESET_AFTER = "reset after the body; a POST gets no answer"  # saved
     STALL = "no answer, and the connection stays open"  # not saved
     TOO_MANY = "429 with Retry-After"  # not saved
     ERROR = "500"  # not saved
@@ -57,7 +57,7 @@ class Request(NamedTuple):
     attempt: int  # 1, 2, ... for the same method and name
 
 
-Plan = Callable[[Request], Fault | None]
+Plan = Callable[[Request], Fault | bytes | None]
 
 
 class Shares:
@@ -82,19 +82,23 @@ def no_faults(request: Request) -> None:
     """The plan of a server that works."""
 
 
-def answer(status: str, text: str, *headers: str) -> bytes:
-    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(text)}", *headers, "", text]
-    return "\r\n".join(head).encode()
+def answer(status: str, body: str | bytes, *headers: str) -> bytes:
+    """The bytes of an HTTP answer."""
+    body = body.encode() if isinstance(body, str) else body
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(head).encode("latin-1") + body
 
 
-ANSWERS = {
+# What is sent instead of the right answer, the request being ignored.
+INSTEAD = {
+    Fault.STALL: b"",
     Fault.TOO_MANY: answer("429 Too Many Requests", "slow down", "Retry-After: 1"),
     Fault.ERROR: answer("500 Internal Server Error", "out of order"),
     Fault.BUSY: answer("503 Service Unavailable", "come back later"),
-    Fault.PAGE: answer("200 OK", "<!doctype html><p>Log in", "Content-Type: text/html"),
     Fault.REDIRECT: answer("302 Found", "", "Location: http://127.0.0.1:9/elsewhere"),
     Fault.GARBAGE: b"\0\xff\xfe this is not HTTP\r\n\r\n",
 }
+PAGE = answer("200 OK", "<!doctype html><p>Log in</p>", "Content-Type: text/html")
 CLOSING = {Fault.SHORT, Fault.GARBAGE, Fault.CLOSED_IDLE}
 
 
@@ -116,11 +120,11 @@ class FaultServer(ImageServer):
         self.saved: collections.Counter[str] = collections.Counter()
         self.on_saved: Callable[[str], None] = lambda name: None
 
-    def next_fault(self, method: str, name: str) -> Fault | None:
+    def next_fault(self, method: str, name: str) -> Fault | bytes | None:
         with self.lock:
             self.requests[method, name] += 1
             fault = self.plan(Request(method, name, self.requests[method, name]))
-            if fault:
+            if isinstance(fault, Fault):
                 self.faults[fault] += 1
         return fault
 
@@ -161,11 +165,13 @@ class FaultHandler(ImageHandler):
         if fault is Fault.RESET_DURING and length:
             self.rfile.read(length // 2)
             return self.reset()
-        if fault in (Fault.STALL, *ANSWERS) and fault is not Fault.PAGE:
+        if isinstance(fault, bytes) or fault in INSTEAD:
             self.rfile.read(length)
-            spoiled = ANSWERS.get(fault, b"")
+            spoiled = fault if isinstance(fault, bytes) else INSTEAD[fault]
         else:
-            spoiled = spoiled_answer(fault, self.answer_of(work))
+            right = self.answer_of(work)
+            untold = fault is Fault.RESET_AFTER and length
+            spoiled = b"" if untold else spoiled_answer(fault, right)
         # In one piece: what belongs together arrives together.
         self.connection.sendall(spoiled)
         if fault in (Fault.RESET_DURING, Fault.RESET_AFTER):
@@ -208,9 +214,7 @@ def spoiled_answer(fault: Fault, right: bytes) -> bytes:
             head = head.replace(length % len(body), length % wrong)
             return head + b"\r\n\r\n" + body
         case Fault.TWICE:
-            return right + answer("200 OK", "This is another answer.").replace(
-                b"\r\n", b"\r\nContent-Type: text/plain\r\n", 1
-            )
+            return right + answer("200 OK", "This is another answer.")
         case Fault.PAGE:
-            return ANSWERS[fault]
+            return PAGE
     return right
