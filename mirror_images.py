@@ -185,10 +185,18 @@ def what_is(data: bytes) -> str:
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     """Save `image` with Pillow; what is None in `options` is left to Pillow."""
     options = {key: value for key, value in options.items() if value is not None}
-    with scratch_file() as file:
-        image.save(file, kind, **options)
+    # Other encoders gain nothing by a file, and that of JPEG 2000 hangs on a full disk.
+    with scratch_file() if kind == "JPEG" else io.BytesIO() as file:
+        try:
+            image.save(file, kind, **options)
+        except OSError as error:
+            raise ImageError(f"the result cannot be written: {error}") from error
         file.seek(0)
-        return file.read()
+        result = file.read()
+    if kind == "JPEG" and not result.endswith(b"\xff\xd9"):  # ITU-T T.81: EOI
+        # Pillow takes a write that was cut short for a whole one.
+        raise ImageError("the result cannot be written: is the disk full?")
+    return result
 
 
 def scratch_file() -> BinaryIO:
