@@ -900,8 +900,22 @@ def run_batch(
     return batch.exit_status if status is None else status
 
 
+def fill_standard_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`2>&-`).
+
+    Python has None for them, which cannot be written to; and what is opened next would
+    get their number, be it a connection, and with it what C libraries print.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def guarded(name: str, script: Callable[[], int]) -> int:
     """Run a script's `main`; what stops it from running becomes one line and a 2."""
+    fill_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
