@@ -843,7 +843,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         saved: dict[Path, Path] = {}
         try:
             if kind.get_content_type() == "multipart/form-data":
-                boundary = kind.get_boundary("").encode("latin-1")
+                boundary = kind.get_boundary("").encode("latin-1", "replace")
                 for name in body.parts(boundary):
                     self.save(name, body.until(b"\r\n--" + boundary), saved)
             else:
