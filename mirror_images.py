@@ -29,7 +29,6 @@ import itertools
 import logging
 import os
 import re
-import shutil
 import socket
 import struct
 import sys
@@ -68,6 +67,7 @@ from upload_images import (
     Trouble,
     add_shared_options,
     console,
+    file_chunks,
     guarded,
     http_url,
     image_list,
@@ -766,6 +766,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, work: Callable[[], None]) -> None:
         """Run `work`; answer with an error if it fails."""
+        self.head_sent = False
         try:
             work()
         except Refusal as refusal:
@@ -778,12 +779,18 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             full = http.HTTPStatus.INSUFFICIENT_STORAGE
             self.refuse(full, f"cannot be saved: {error.strerror}")
+        except Failure as failure:  # a file that was changed while it was sent
+            self.refuse(http.HTTPStatus.CONFLICT, str(failure))
 
     def refuse(self, status: http.HTTPStatus, words: str) -> None:
         """Answer with an error; read on for a while, or the client might miss it."""
         self.close_connection = True
+        if self.head_sent:  # what is said now would be taken for a part of the body
+            logger.info("%s: %s", self.client_address[0], words)
+            return
         with contextlib.suppress(OSError):
             self.send_text(status, words + "\n")
+            self.wfile.flush()
             self.connection.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + 2.0
             self.connection.settimeout(2.0)
@@ -805,6 +812,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
+        self.head_sent = True
 
     def log_message(self, format: str, *args: object) -> None:
         logger.info("%s %s", self.client_address[0], printable(format % args))
@@ -830,7 +838,8 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
             size = os.fstat(file.fileno()).st_size
             self.send_head(http.HTTPStatus.OK, kind, size)
             if self.command != "HEAD":
-                shutil.copyfileobj(file, self.wfile, BLOCK)
+                for chunk in file_chunks(file, size):
+                    self.wfile.write(chunk)
         return None
 
     def receive(self) -> None:
