@@ -906,12 +906,14 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
 def is_listed(entry: os.DirEntry[str]) -> bool:
     """Whether the list shows a file; a name that is no line of UTF-8 text it cannot."""
-    return (
-        is_image(entry.name)
-        and not entry.name.startswith(UNFINISHED)
-        and not re.search("[\n\ud800-\udfff]", entry.name)
-        and entry.is_file()
-    )
+    with contextlib.suppress(OSError):  # a link to itself is no file
+        return (
+            is_image(entry.name)
+            and not entry.name.startswith(UNFINISHED)
+            and not re.search("[\n\ud800-\udfff]", entry.name)
+            and entry.is_file()
+        )
+    return False
 
 
 def checked_name(name: str) -> str:
