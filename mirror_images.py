@@ -756,6 +756,11 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
     # the body back until the headers are acknowledged, which takes 40 ms.
     disable_nagle_algorithm = True
 
+    def handle_expect_100(self) -> bool:
+        proceed = super().handle_expect_100()
+        self.wfile.flush()  # the client waits for it before it sends the body
+        return proceed
+
     def do_GET(self) -> None:
         self.answer(self.deliver)
 
