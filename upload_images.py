@@ -63,6 +63,9 @@ MAX_LIST = 1 << 30  # bytes of a list of images
 MAX_WORDS = 1 << 16  # bytes of what a server has to say to a POST
 # Of RFC 9110's answers, those which say that the image is saved. 202 only promises it.
 SAVED = {200, 201, 204}
+# Not asked for, but decoded if they come; a thousandfold growth is the most they can
+# do. Two of them, or Brotli, can make gigabytes of a few kilobytes.
+CODINGS = {"identity", "gzip", "deflate"}
 # These may pass; any other answer would only be given again.
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds
@@ -241,6 +244,10 @@ class Connection:
         """Download `url`: its media type, and its content of up to `limit` bytes."""
 
         async def read(response: httpx.Response) -> tuple[str, bytes]:
+            coding = response.headers.get("Content-Encoding", "identity").lower()
+            if coding not in CODINGS:
+                words = f"it comes with Content-Encoding {shorten(coding, 80)}"
+                raise Failure(f"{words}, which was not asked for")
             announced = int(response.headers.get("Content-Length", 0))
             content = bytearray()
             if announced <= limit:
@@ -249,6 +256,9 @@ class Connection:
                     if len(content) > limit:
                         break
                 else:
+                    if surplus(response):
+                        words = "more bytes came than the answer announced"
+                        raise Failure(words, wait=0.0)
                     kind = response.headers.get("Content-Type", "")
                     return kind.partition(";")[0].strip().lower(), bytes(content)
             raise Failure(f"larger than {size_text(limit)}")
@@ -300,6 +310,8 @@ class Connection:
         for attempt in itertools.count(1):
             try:
                 return await self._attempt(request(), accepted, read)
+            except httpx.InvalidURL as error:  # of a very long name
+                raise Failure(f"no URL can be made of it: {error}") from error
             except Failure as failure:
                 wait, reason = failure.wait, str(failure)
                 if wait is None:
@@ -311,7 +323,8 @@ class Connection:
                     reason += f" ({attempt} attempts)" if attempt > 1 else ""
                     raise Failure(reason, unanswered=failure.unanswered) from failure
                 wait = wait or backoff(attempt)
-                logger.info("%s; attempt %d in %.1f s", reason, attempt + 1, wait)
+                words = printable(reason)
+                logger.info("%s; attempt %d in %.1f s", words, attempt + 1, wait)
                 await asyncio.sleep(wait)
         raise AssertionError("count() does not end")
 
@@ -326,15 +339,18 @@ class Connection:
         Trouble if nothing listens there, and nothing ever did.
         """
         self.attempts += 1
+        answered = False
         try:
             response = await self.client.send(request, stream=True)
-            self.server.answered = True
+            answered = self.server.answered = True
             try:
                 if response.status_code in accepted:
                     return await read(response)
                 words = await answer_text(response)
             finally:
                 await response.aclose()
+                if surplus(response):
+                    await response.extensions["network_stream"].aclose()
             if response.status_code not in PASSING:
                 raise Failure(words)
             raise Failure(words, wait=retry_after(response.headers))
@@ -344,7 +360,7 @@ class Connection:
                 hint = "python mirror_images.py --serve received/"
                 message = f"{self.server.url}: {reason}; to try it out, start {hint}"
                 raise Trouble(message) from error
-            raise Failure(reason, wait=0.0, unanswered=True) from error
+            raise Failure(reason, wait=0.0, unanswered=not answered) from error
 
 
 def backoff(attempt: int) -> float:
@@ -386,6 +402,19 @@ async def answer_text(response: httpx.Response) -> str:
         text = html.unescape(text)
     words = " ".join(text.split())
     return f"{status}: {shorten(words, 200)}" if words else status
+
+
+def surplus(response: httpx.Response) -> bytes:
+    """What was received behind the end of an answer that was read.
+
+    httpcore would take it for the beginning of the next answer on the connection, and
+    from then on every answer for that of the request before. It has no public way to
+    ask for it.
+    """
+    inner: Any = response.stream
+    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
+        inner = getattr(inner, name, None)
+    return bytes(inner.trailing_data[0]) if inner else b""
 
 
 def error_text(error: httpx.RequestError, timeout: float) -> str:
@@ -930,10 +959,22 @@ def run_batch(
     return batch.exit_status if status is None else status
 
 
+def fill_standard_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`2>&-`).
+
+    Python has None for them, which cannot be written to; and what is opened next would
+    get their number, be it a connection, and with it what C libraries print.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def guarded(name: str, script: Callable[[], int]) -> int:
     """Run a script's `main`; what stops it from running becomes one line and a 2."""
-    if sys.stderr is None:  # closed, as by 2>&-
-        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    fill_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
