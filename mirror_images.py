@@ -1204,36 +1204,49 @@ def draw_sample(
     return small.convert("RGB") if background else small
 
 
-def draw_side_by_side(folder: Path, names: Iterable[str], prefix: str) -> Image.Image:
-    """A picture of every image beside its mirror image, as viewers show them."""
-    cell, margin = 260, 30
-    rows = [(name, prefix + name) for name in names]
-    sheet = Image.new("RGB", (2 * cell, len(rows) * (cell + margin)), "#808080")
+def side_by_side(pairs: Iterable[dict[str, bytes]]) -> Image.Image:
+    """A picture of images beside their mirror images, as viewers show them."""
+    rows = [[(name, as_shown(data)) for name, data in pair.items()] for pair in pairs]
+    heights = [max(image.height for _, image in row) + 40 for row in rows]
+    sheet = Image.new("RGB", (520, sum(heights)), "#808080")
     draw = ImageDraw.Draw(sheet)
-    for row, pair in enumerate(rows):
-        top = row * (cell + margin)
-        for column, name in enumerate(pair):
-            draw.text((column * cell + 8, top + 8), name, "white")
-            with Image.open(folder / name) as image:
-                shown = ImageOps.exif_transpose(image).convert("RGBA")
-            shown.thumbnail((cell - 16, cell - 16))
-            sheet.paste(shown, (column * cell + 8, top + margin), shown)
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for left, (name, image) in zip((10, 270), row, strict=True):
+            draw.text((left, top + 8), name, "white")
+            sheet.paste(image, (left, top + 25), image)
+        top += height
     return sheet
+
+
+def as_shown(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as image:
+        shown = ImageOps.exif_transpose(image).convert("RGBA")
+    shown.thumbnail((240, 240))
+    return shown
 
 
 def mirror_samples(arguments: argparse.Namespace) -> int:
     """Run the whole chain on an embedded server with sample pictures."""
     folder = Path(tempfile.mkdtemp(prefix="mirror_images_"))
     draw_samples(folder)
-    names = sorted(path.name for path in folder.iterdir())
+    samples = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with ImageServer(folder).running() as url:
-        say(f"No URL was given: an embedded server at {url} has {len(names)} samples.")
+        say(
+            f"No URL was given: an embedded server at {url} has {len(samples)} samples."
+        )
         status = run(url, arguments)
-    if status == 0:
-        sheet = draw_side_by_side(folder, names, arguments.prefix)
-        sheet.save(folder / "side_by_side.png")
+    results = {name: folder / (arguments.prefix + name) for name in samples}
+    pairs = [
+        {name: samples[name], f"mirrored: {path.name}": path.read_bytes()}
+        for name, path in results.items()
+        if path.exists()
+    ]
+    if pairs and status == 0:
+        sheet = folder / "side_by_side.png"
+        side_by_side(pairs).save(sheet)
         say(f"The originals and their mirror images are in {folder}")
-        say(f"To look at: {folder / 'side_by_side.png'}")
+        say(f"To look at: {sheet}")
     return status
 
 

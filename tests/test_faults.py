@@ -59,7 +59,7 @@ class Task:
 
     def run(self, url: str, *options: str, width: int = 4) -> int:
         module = mirror_images if self.verb == "mirrored" else upload_images
-        return module.main(self.arguments(url, *options, width=width))
+        return int(module.main(self.arguments(url, *options, width=width)))
 
     def start(self, url: str, *options: str) -> "subprocess.Popen[str]":
         script = ROOT / SCRIPTS[self.verb]

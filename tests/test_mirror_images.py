@@ -2031,14 +2031,28 @@ def test_one_sample_has_an_orientation_one_is_transparent_and_one_moves(
     assert any(getattr(image, "n_frames", 1) > 1 for image in images)
 
 
-def test_side_by_side_shows_the_original_at_the_left_and_its_mirror_at_the_right(
-    tmp_path: Path,
+@pytest.mark.parametrize("options", [["--shard", "1/3"], ["--prefix", ""]])
+def test_side_by_side_shows_the_samples_that_were_mirrored(
+    samples: Path, options: list[str]
 ) -> None:
+    assert mirror_images.main(options) == 0
+    (folder,) = samples.iterdir()
+    with Image.open(folder / "side_by_side.png") as sheet:
+        left = sheet.crop((0, 25, 260, 150))
+        right = sheet.crop((260, 25, 520, 150))
+    assert left.tobytes() != right.tobytes()
+
+
+def test_side_by_side_shows_the_original_at_the_left_and_its_mirror_at_the_right() -> (
+    None
+):
     image = Image.new("RGB", (200, 100), "#ff0000")
     image.paste("#0000ff", (100, 0, 200, 100))
-    image.save(tmp_path / "a.png")
-    ImageOps.mirror(image).save(tmp_path / "flipped_a.png")
-    sheet = mirror_images.draw_side_by_side(tmp_path, ["a.png"], "flipped_")
+    original, result = io.BytesIO(), io.BytesIO()
+    image.save(original, "PNG")
+    ImageOps.mirror(image).save(result, "PNG")
+    pair = {"a.png": original.getvalue(), "mirrored_a.png": result.getvalue()}
+    sheet = mirror_images.side_by_side([pair])
     middle = sheet.width // 2
     halves = (
         sheet.crop((0, 0, middle, sheet.height)),
