@@ -5,8 +5,9 @@
         mirror_images.main([url])
 
 A plan is called with every request, and returns the fault that it shall meet, or the
-very bytes of an answer, or None: all is well. It sees nothing but the method, the image's name and how often this was asked for
-before, so that the same plan does the same to an image however threads are timed.
+very bytes of an answer, or None: all is well. It sees nothing but the method, the
+image's name and how often this was asked for before, so that the same plan does the
+same to an image however threads are timed.
 """
 
 import collections
