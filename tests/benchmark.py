@@ -29,7 +29,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def median_ratio(ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 7) -> float:
+def median_ratio(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 7
+) -> float:
     """Time both in turn, `rounds` times; return the median of the rounds' ratios ours / theirs."""
     return statistics.median(seconds(ours) / seconds(theirs) for _ in range(rounds))
 
@@ -38,8 +40,12 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure the figures that README.md quotes.")
-    parser.add_argument("section", nargs="*", help=f"which to run (default: all): {', '.join(SECTIONS)}")
+    parser = argparse.ArgumentParser(
+        description="Measure the figures that README.md quotes."
+    )
+    parser.add_argument(
+        "section", nargs="*", help=f"which to run (default: all): {', '.join(SECTIONS)}"
+    )
     chosen = parser.parse_args(argv).section or list(SECTIONS)
     if unknown := set(chosen) - set(SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
