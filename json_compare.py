@@ -497,8 +497,9 @@ def _brief(value: Any, start: int = 0, room: int = WIDTH) -> str:
     """
     if not isinstance(value, (dict, list, tuple)):
         text = _text(value)
-        if len(text) > start + room:
-            text = text[: start + room] + "…"
+        end = start + max(room, WIDTH // 3)  # "1000000000" should not end up as "1…"
+        if len(text) > end:
+            text = text[:end] + "…"
         if start:
             text = "…" + text[start:]
         return _quoted(text) if isinstance(value, str) else text
