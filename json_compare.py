@@ -307,6 +307,10 @@ _Patterns = dict[int, list[list[str]]]  # by number of segments
 def _walk(
     left: Any, right: Any, places: int, ignored: _Patterns
 ) -> Iterator[Difference]:
+    # What is surely near enough. _same_number() decides on the rest, at 10 times the cost.
+    near = 0.49 * 10.0 ** -min(places, 400)
+    if _is_plainly_equal(left, right, near):  # takes 0.6 of the time of the loop
+        return
     # A loop with a stack: recursion would end at 1000 levels.
     path: list[_Key] = []  # to the object or array whose members these are
     members: _Members = iter([("", left, right)])
@@ -326,9 +330,13 @@ def _walk(
                 if kind is other:
                     enter = _MEMBERS.get(kind)
             if enter is not None:
+                if enter is _array_members and _is_plainly_equal(
+                    a, b, near, deep=False
+                ):
+                    continue  # pairs of coordinates, which take 0.8 of the time so
                 outer.append(members)
                 path.append(key)
-                members = enter(a, b, path)
+                members = enter(a, b, path, near)
                 if len(path) == next_check:
                     _refuse_cycle(left, path)
                     next_check *= 2
@@ -354,19 +362,52 @@ def _difference(pointer: str, left: Any, right: Any) -> Difference:
     return Difference(pointer, "changed", left, right)
 
 
-# The types of most values. If both sides have the same of these, == knows all, and the
-# value need not leave the loops below: that is why comparing is faster than parsing.
+# The types of most values. If both sides have the same of these, == knows all.
 _PLAIN = frozenset([str, int, float, bool, type(None)])
 
 
+def _is_plainly_equal(left: Any, right: Any, near: float, deep: bool = True) -> bool:
+    """Tell whether two objects or arrays are equal; if it takes any thought, say no."""
+    key_type: type
+    members: Iterable[tuple[_Key, Any]]
+    if type(left) is type(right) is dict:
+        key_type, members = str, left.items()
+    elif type(left) is type(right) is list:
+        key_type, members = int, enumerate(left)
+    else:
+        return False
+    if len(left) != len(right):
+        return False
+    try:
+        for key, a in members:
+            b = right[key]
+            if type(key) is not key_type:
+                return False
+            if type(a) in _PLAIN:
+                if type(a) is not type(b):
+                    return False
+                if a != b and (type(a) is not float or not abs(a - b) < near):
+                    return False
+            elif not deep or not _is_plainly_equal(a, b, near):
+                return False
+    except (KeyError, RecursionError):
+        return False
+    return True
+
+
 def _object_members(
-    left: dict[str, Any], right: dict[str, Any], path: list[_Key]
+    left: dict[str, Any], right: dict[str, Any], path: list[_Key], near: float
 ) -> _Members:
-    """Yield the members of two objects, but those that are plainly the same."""
+    """Yield the members of two objects, but those that are plainly equal."""
     shared = len(left)
     for key, a in left.items():
         b = right.get(key, _ABSENT)
-        if type(key) is str and type(a) is type(b) and type(a) in _PLAIN and a == b:
+        if (
+            type(key) is str
+            and type(a) is type(b)
+            and type(a) in _PLAIN
+            and (a == b or (type(a) is float and abs(a - b) < near))
+        ):
             continue
         _require_string(key, path)
         if b is _ABSENT:
@@ -386,20 +427,24 @@ def _require_string(key: object, path: list[_Key]) -> None:
 
 
 def _array_members(
-    left: Sequence[Any], right: Sequence[Any], path: list[_Key]
+    left: Sequence[Any], right: Sequence[Any], path: list[_Key], near: float
 ) -> _Members:
-    """Yield the elements of two arrays, but those that are plainly the same."""
+    """Yield the elements of two arrays, but those that are plainly equal."""
     length = len(right)
     for index, a in enumerate(left):
         b = right[index] if index < length else _ABSENT
-        if type(a) is type(b) and type(a) in _PLAIN and a == b:
+        if (
+            type(a) is type(b)
+            and type(a) in _PLAIN
+            and (a == b or (type(a) is float and abs(a - b) < near))
+        ):
             continue
         yield index, a, b
     for index in range(len(left), length):
         yield index, _ABSENT, right[index]
 
 
-_MEMBERS: dict[type, Callable[[Any, Any, list[_Key]], _Members]] = {
+_MEMBERS: dict[type, Callable[[Any, Any, list[_Key], float], _Members]] = {
     dict: _object_members,
     list: _array_members,
 }

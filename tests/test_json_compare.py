@@ -221,8 +221,17 @@ def test_floats_are_equal_exactly_when_unittest_finds_them_almost_equal() -> Non
             [0, 0.4, 0.5, 0.6, chance.uniform(0, 1), chance.uniform(0, 3)]
         )
         right = left + step * 10**-places
-        verdicts.append(compare(left, right, places=places))
-        assert verdicts[-1] == almost_equal(left, right, places), (left, right, places)
+        verdict = almost_equal(left, right, places)
+        # alone, in a document without other differences, in an array and an object with
+        for a, b, others in [
+            (left, right, 0),
+            ([left], [right], 0),
+            ([left, 0], [right, 1], 1),
+            ({"a": left, "b": 0}, {"a": right, "b": 1}, 1),
+        ]:
+            found = list(differences(a, b, places=places))
+            assert len(found) == others + (not verdict), (left, right, places)
+        verdicts.append(verdict)
     assert 1000 < sum(verdicts) < 4000
 
 
