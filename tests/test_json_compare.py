@@ -597,19 +597,23 @@ def test_deep_values_are_shown_without_recursion() -> None:
     assert len(str(found)) < 300
 
 
-def test_memory_does_not_grow_with_the_size_of_the_documents() -> None:
+@pytest.mark.parametrize("last", [0, 1])
+def test_memory_does_not_grow_with_the_size_of_the_documents(last: int) -> None:
+    def document(size: int, last: int) -> Any:
+        members: Any = {str(number): [{}] for number in range(size)}
+        return {"array": [[0.5], {}] * size, "object": members, "last": last}
+
     def peak(size: int) -> int:
-        left = {"array": [[0.5]] * size, "object": {str(n): [] for n in range(size)}}
-        right = {"array": [[0.5]] * size, "object": {str(n): [] for n in range(size)}}
+        left, right = document(size, 0), document(size, last)
         tracemalloc.start()
         try:
-            assert compare(left, right)
+            assert compare(left, right) is (left["last"] == right["last"])
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
     peak(10)
-    assert peak(50_000) < peak(500) + 1000
+    assert peak(20_000) < peak(200) + 1000
 
 
 def test_the_same_value_may_stand_at_several_places() -> None:
