@@ -497,10 +497,10 @@ _CONTEXT = Context(28, ROUND_UP, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
 def _same_decimal(left: Any, right: Any, places: int) -> bool:
     with localcontext(_CONTEXT):
         a, b = Decimal(left), Decimal(right)  # exact, also for int and float
-        if a.is_nan() or b.is_nan():
-            return a.is_nan() and b.is_nan()
+        if a == b or (a.is_nan() and b.is_nan()):  # the former for the infinities
+            return True
         # a half rounds to the even digit, 0
-        return a == b or abs(a - b) <= Decimal(5).scaleb(-places - 1)
+        return abs(a - b) <= Decimal(5).scaleb(-places - 1)
 
 
 def _is_ignored(ignored: _Patterns, path: list[_Key], key: _Key) -> bool:
