@@ -800,7 +800,9 @@ ENCODINGS += ["utf-32", "utf-32-le", "utf-32-be"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12"])
+@pytest.mark.parametrize(
+    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\\n1]"]
+)
 def test_every_encoding_of_rfc_4627_is_read(
     encoding: str, text: str, tmp_path: Path
 ) -> None:
@@ -849,6 +851,10 @@ BAD = {
     ),
     "a bad byte at the very start": (
         b"\x80",
+        "not UTF-8 text (invalid start byte): line 1 column 1",
+    ),
+    "a bad byte right after the byte order mark": (
+        b"\xef\xbb\xbf\x80",
         "not UTF-8 text (invalid start byte): line 1 column 1",
     ),
     "a bad byte far behind": (
