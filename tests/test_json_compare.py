@@ -801,7 +801,7 @@ ENCODINGS += ["utf-32", "utf-32-le", "utf-32-be"]
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
-    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\\n1]"]
+    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\n1]"]
 )
 def test_every_encoding_of_rfc_4627_is_read(
     encoding: str, text: str, tmp_path: Path
