@@ -11,12 +11,15 @@ import argparse
 import asyncio
 import cProfile
 import functools
+import importlib
 import importlib.util
 import io
+import json
 import logging
 import math
 import multiprocessing
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -27,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops, ImageOps, JpegImagePlugin
 
@@ -35,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import decorators
+import json_compare
 import mirror_images
 import upload_images
 
@@ -56,6 +60,136 @@ def median_ratio(
 ) -> float:
     """Time both in turn; return the median of the rounds' ratios ours / theirs."""
     return statistics.median(seconds(ours) / seconds(theirs) for _ in range(rounds))
+
+
+# ---- json ------------------------------------------------------------------
+
+
+def api_response(chance: random.Random, records: int) -> Any:
+    words = ["alpha", "beta", "gamma", "delta", "épsilon", "zeta", "eta", "theta"]
+
+    def record(number: int) -> Any:
+        return {
+            "id": number,
+            "uuid": f"{chance.getrandbits(128):032x}",
+            "name": " ".join(chance.choices(words, k=3)),
+            "price": round(chance.uniform(1, 1000), 2),
+            "rating": chance.uniform(0, 5),
+            "active": chance.random() < 0.5,
+            "parent": chance.choice([None, chance.randrange(10**9)]),
+            "tags": chance.choices(words, k=3),
+            "address": {
+                "street": f"{chance.randrange(500)} {chance.choice(words)} street",
+                "geo": {"lat": chance.uniform(-90, 90), "lng": chance.uniform(0, 180)},
+            },
+            "updated_at": f"2024-05-{chance.randrange(1, 31):02}T12:00:00Z",
+        }
+
+    return {"status": "ok", "items": [record(number) for number in range(records)]}
+
+
+def geojson(chance: random.Random, polygons: int) -> Any:
+    def feature(number: int) -> Any:
+        ring = [[chance.uniform(0, 180), chance.uniform(-90, 90)] for _ in range(300)]
+        return {
+            "type": "Feature",
+            "properties": {"name": f"area {number}", "size": chance.random()},
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+        }
+
+    features = [feature(number) for number in range(polygons)]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def deep_tree(chance: random.Random, branches: int) -> Any:
+    def branch() -> Any:
+        node: Any = {"size": chance.random(), "children": []}
+        for level in range(80):
+            node = {"name": f"node {level}", "size": level, "children": [node]}
+        return node
+
+    return [branch() for _ in range(branches)]
+
+
+def one_leaf_in_a_hundred_changed(document: Any, chance: random.Random) -> Any:
+    def change(leaf: Any) -> Any:
+        if chance.random() >= 0.01:
+            return leaf
+        return leaf + 1 if isinstance(leaf, float) else "changed"
+
+    return with_leaves(change, document)
+
+
+def all_floats_a_little_off(document: Any) -> Any:
+    return with_leaves(
+        lambda leaf: leaf + 1e-9 if isinstance(leaf, float) else leaf, document
+    )
+
+
+def with_leaves(change: Callable[[Any], Any], document: Any) -> Any:
+    if isinstance(document, dict):
+        return {key: with_leaves(change, value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [with_leaves(change, value) for value in document]
+    return change(document)
+
+
+Generate = Callable[[random.Random, int], Any]
+
+
+def json_documents() -> Iterator[Row]:
+    yield from against_loads("API response", api_response, 10_000)
+    yield from against_loads("GeoJSON", geojson, 400)
+    yield from against_loads("deep tree", deep_tree, 1000)
+    if importlib.util.find_spec("deepdiff") is None:
+        yield Row("json: deepdiff is not installed", "-", ">= 100")
+        return
+    # Small documents: deepdiff takes 10 s for the large ones, and hours for the tree.
+    yield from against_deepdiff("API response", api_response, 1000)
+    yield from against_deepdiff("GeoJSON", geojson, 40)
+    yield from against_deepdiff("deep tree", deep_tree, 2)
+
+
+def against_loads(name: str, generate: Generate, size: int) -> Iterator[Row]:
+    text = json.dumps(generate(random.Random(1), size))
+    title = f"json: {name}, {len(text) / 1e6:.1f} MB"
+    left, right = json.loads(text), json.loads(text)
+    loads = functools.partial(json.loads, text)
+    ratio = median_ratio(functools.partial(json_compare.compare, left, right), loads)
+    yield Row(f"{title}, compare / json.loads", f"{ratio:.2f}", "<= 1.0")
+    right = all_floats_a_little_off(right)
+    ratio = median_ratio(functools.partial(json_compare.compare, left, right), loads)
+    yield Row(f"{title}, compare, floats off / json.loads", f"{ratio:.2f}", "<= 1.0")
+    right = one_leaf_in_a_hundred_changed(right, random.Random(2))
+    ratio = median_ratio(functools.partial(list_all, left, right), loads)
+    yield Row(f"{title}, 1 % differ / json.loads", f"{ratio:.2f}", "<= 2.5")
+
+
+def against_deepdiff(name: str, generate: Generate, size: int) -> Iterator[Row]:
+    deepdiff = importlib.import_module("deepdiff").DeepDiff
+    text = json.dumps(generate(random.Random(1), size))
+    title = f"json: {name}, {len(text) / 1e6:.2f} MB"
+    left, right = json.loads(text), json.loads(text)
+    theirs = functools.partial(deepdiff, left, right, significant_digits=5)
+    ours = functools.partial(
+        repeat, 10, functools.partial(json_compare.compare, left, right)
+    )
+    ratio = 10 * median_ratio(theirs, ours)
+    yield Row(f"{title}, deepdiff / compare", f"{ratio:.0f}", ">= 100")
+    right = one_leaf_in_a_hundred_changed(right, random.Random(2))
+    theirs = functools.partial(deepdiff, left, right, significant_digits=5)
+    ours = functools.partial(repeat, 10, functools.partial(list_all, left, right))
+    ratio = 10 * median_ratio(theirs, ours)
+    yield Row(f"{title}, deepdiff / 1 % differ", f"{ratio:.0f}", ">= 100")
+
+
+def list_all(left: Any, right: Any) -> int:
+    return sum(1 for _ in json_compare.differences(left, right))
+
+
+def repeat(times: int, work: Callable[[], object]) -> None:
+    for _ in range(times):
+        work()
 
 
 # ---- images ----------------------------------------------------------------
@@ -416,6 +550,7 @@ def read_in_process(path: Path) -> tuple[float, int]:
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
+    "json": json_documents,
     "images": images,
     "decorators": slow_functions,
 }

@@ -1,0 +1,1306 @@
+import copy
+import io
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import tracemalloc
+import unittest
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from enum import IntEnum
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import json_compare
+from json_compare import Difference, assert_equal, compare, differences, load, main
+
+NAN = float("nan")
+INFINITY = float("inf")
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Name(str):
+    pass
+
+
+# What is equal
+
+
+EQUAL: dict[str, tuple[Any, Any]] = {
+    "both empty objects": ({}, {}),
+    "both empty arrays": ([], []),
+    "null": (None, None),
+    "true": (True, True),
+    "the same text": ("é", "é"),
+    "the same integer": (10**400, 10**400),
+    "floats closer than half of the last place": (1.000001, 1.000002),
+    "floats on both sides of a rounding edge": (1.0000049, 1.0000051),
+    "an integer and a float": (1, 1.0),
+    "an integer and a float close to it": (1, 1.000004),
+    "zero and negative zero": (0.0, -0.0),
+    "zero and a tiny number": (0, 5e-324),
+    "NaN": (NAN, float("nan")),
+    "infinities": (INFINITY, float("inf")),
+    "NaN as float and as Decimal": (NAN, Decimal("NaN")),
+    "a signaling NaN": (Decimal("sNaN"), Decimal("NaN")),
+    "an infinity as float and as Decimal": (-INFINITY, Decimal("-Infinity")),
+    "Decimals": (Decimal("1.000001"), Decimal("1.000002")),
+    "Decimals of more digits than the context has": (
+        Decimal(10**60) + Decimal("0.000001"),
+        Decimal(10**60),
+    ),
+    "a Decimal and a float": (Decimal("0.1"), 0.1),
+    "a Decimal and an integer": (Decimal("7.000004"), 7),
+    "a Decimal and a huge integer": (Decimal(10**400), 10**400),
+    "the half, which rounds to the even 0": (Decimal("0.000005"), 0),
+    "a huge float and the integer of the same value": (1e300, int(1e300)),
+    "keys in another order": ({"a": 1, "b": [2]}, {"b": [2], "a": 1}),
+    "an ordered dictionary": (OrderedDict(a=1, b=2), {"b": 2, "a": 1}),
+    "ordered dictionaries in another order": (
+        OrderedDict(a=1, b=2),
+        OrderedDict(b=2, a=1),
+    ),
+    "a list and a tuple": ([1, [2.0]], (1, (2,))),
+    "a named tuple": (Point(1, 2), [1.0, 2.0]),
+    "an enumeration and its number": (Level.LOW, 1),
+    "a subclass of str": (Name("a"), "a"),
+    "a key of a subclass of str": ({Name("a"): 1}, {"a": 1}),
+    "numbers inside": ({"a": [{"b": 1.000001}]}, {"a": [{"b": 1.000002}]}),
+}
+
+DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "floats that differ in the last place": (1.00001, 1.00002),
+    "floats that differ in their first place": (1.5, 2.5),
+    "an integer and a float": (1, 1.00001),
+    "neighbours among huge integers": (10**400, 10**400 + 1),
+    "neighbours among integers beyond the range of exact floats": (2**53, 2**53 + 1),
+    "a huge integer and the largest float": (10**400, sys.float_info.max),
+    "a huge integer and infinity": (10**400, INFINITY),
+    "a huge integer and NaN": (10**400, NAN),
+    "opposite floats whose difference overflows": (1e308, -1e308),
+    "the infinities": (INFINITY, -INFINITY),
+    "infinity and a number": (INFINITY, 1.0),
+    "infinity as a Decimal and a number": (Decimal("Infinity"), 1.0),
+    "NaN and a number": (NAN, 0.0),
+    "NaN and infinity": (NAN, INFINITY),
+    "NaN and null": (NAN, None),
+    "a signaling NaN and a number": (Decimal("sNaN"), 0),
+    "Decimals": (Decimal("1.00001"), Decimal("1.00002")),
+    "Decimals of extreme size": (Decimal("1e999999999"), Decimal("-1e999999999")),
+    "a Decimal of extreme size and a small one": (Decimal("1e999999"), 1.5),
+    "Decimals just beyond the half": (Decimal("0.0000050000000000000000000001"), 0),
+    "Decimals just beyond the half, in 60 digits": (
+        Decimal("5" + 60 * "0" + "1e-67"),
+        0,
+    ),
+    "true and 1": (True, 1),
+    "true and 1.0": (True, 1.0),
+    "true and 1 as a Decimal": (True, Decimal(1)),
+    "false and 0": (False, 0),
+    "false and null": (False, None),
+    "true and false": (True, False),
+    "null and 0": (None, 0),
+    "null and the empty string": (None, ""),
+    "a number and its text": (1, "1"),
+    "strings": ("a", "b"),
+    "letters in another case": ("a", "A"),
+    "Unicode normal forms": ("\u00e9", "e\u0301"),
+    "a string and its first part": ("ab", "a"),
+    "null and a missing key": ({"a": None}, {}),
+    "keys": ({"a": 1}, {"b": 1}),
+    "an additional key": ({"a": 1, "b": 2}, {"a": 1}),
+    "the value of a key": ({"a": 1}, {"a": 2}),
+    "elements in another order": ([1, 2], [2, 1]),
+    "an additional element": ([1, 2], [1]),
+    "an additional null": ([None], []),
+    "an empty array and an empty object": ([], {}),
+    "an array and a string": (["a"], "a"),
+    "an object and null": ({}, None),
+    "true inside": ({"a": [True]}, {"a": [1]}),
+}
+
+
+def rows(table: dict[str, tuple[Any, Any]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("left, right", table.values(), ids=table.keys())
+
+
+@rows(EQUAL)
+def test_these_are_equal_both_ways_round(left: Any, right: Any) -> None:
+    assert compare(left, right)
+    assert compare(right, left)
+    assert list(differences(left, right)) == []
+
+
+@rows(DIFFERENT)
+def test_these_differ_both_ways_round(left: Any, right: Any) -> None:
+    assert not compare(left, right)
+    assert not compare(right, left)
+    assert len(list(differences(left, right))) >= 1
+
+
+@rows(EQUAL | DIFFERENT)
+def test_every_document_equals_itself_and_a_copy_of_itself(
+    left: Any, right: Any
+) -> None:
+    for document in (left, right):
+        assert compare(document, document)
+        assert compare(document, copy.deepcopy(document))
+
+
+@rows(EQUAL | DIFFERENT)
+def test_a_value_is_compared_the_same_wherever_it_stands(left: Any, right: Any) -> None:
+    verdict = compare(left, right)
+    assert compare([left], [right]) is verdict
+    assert compare({"a": [0, left]}, {"a": [0, right]}) is verdict
+
+
+# Decimal places
+
+
+@pytest.mark.parametrize(
+    "left, right, places, equal",
+    [
+        (1.4, 1.0, 0, True),
+        (1.6, 1.0, 0, False),
+        (1.5, 1.0, 0, True),
+        (Decimal("1.5"), 1, 0, True),
+        (1, 2, 0, False),
+        (1.01, 1.02, 1, True),
+        (1.01, 1.02, 2, False),
+        (1.00001, 1.00002, 4, True),
+        (1e-12, 2e-12, 12, False),
+        (0.1 + 0.2, 0.3, 15, True),
+        (0.1 + 0.2, 0.3, 17, False),
+        (0.1 + 0.2, 0.3, 10**30, False),
+        (0.5, 0.5, 10**30, True),
+        (0.5, Decimal("0.5"), 10**30, True),
+        (0.1, Decimal("0.1"), 16, True),
+        (0.1, Decimal("0.1"), 17, False),
+        (0.1, Decimal("0.1"), 10**30, False),
+    ],
+)
+def test_places_sets_how_many_decimal_places_count(
+    left: Any, right: Any, places: int, equal: bool
+) -> None:
+    assert compare(left, right, places=places) is equal
+    assert compare(right, left, places=places) is equal
+
+
+def almost_equal(left: Any, right: Any, places: int) -> bool:
+    try:
+        unittest.TestCase().assertAlmostEqual(left, right, places)
+    except (AssertionError, OverflowError):
+        return False
+    return True
+
+
+def test_floats_are_equal_exactly_when_unittest_finds_them_almost_equal() -> None:
+    chance = random.Random(1)
+    verdicts = []
+    for _ in range(5000):
+        places = chance.randrange(12)
+        left = chance.choice([0, 1, 7, 0.5, 1e9, 2**60, chance.uniform(-100, 100)])
+        step = chance.choice(
+            [0, 0.4, 0.5, 0.6, chance.uniform(0, 1), chance.uniform(0, 3)]
+        )
+        right = left + step * 10**-places
+        verdict = almost_equal(left, right, places)
+        # alone, in a document without other differences, in an array and an object with
+        for a, b, others in [
+            (left, right, 0),
+            ([left], [right], 0),
+            ([left, 0], [right, 1], 1),
+            ({"a": left, "b": 0}, {"a": right, "b": 1}, 1),
+        ]:
+            found = list(differences(a, b, places=places))
+            assert len(found) == others + (not verdict), (left, right, places)
+        verdicts.append(verdict)
+    assert 1000 < sum(verdicts) < 4000
+
+
+def test_the_last_float_within_the_tolerance_is_found_to_the_bit() -> None:
+    half = 0.000005
+    for right in (math.nextafter(half, 0), half, math.nextafter(half, 1)):
+        assert compare(0.0, right) == almost_equal(0.0, right, 5)
+    assert {compare(0.0, math.nextafter(half, to)) for to in (0, 1)} == {True, False}
+
+
+def test_decimals_are_compared_exactly() -> None:
+    chance = random.Random(2)
+    for _ in range(2000):
+        places = chance.randrange(8)
+        left = Decimal(chance.randrange(10**40)).scaleb(-chance.randrange(45))
+        half = Fraction(1, 2 * 10**places)
+        tiny = Fraction(chance.choice([-1, 0, 1]), 10 ** chance.randrange(9, 60))
+        exact = Fraction(left) + half + tiny
+        right = Decimal(exact.numerator * 10**90 // exact.denominator).scaleb(-90)
+        within = abs(Fraction(left) - Fraction(right)) <= half
+        assert compare(left, right, places=places) == within, (left, right, places)
+
+
+@pytest.mark.parametrize("function", [compare, differences, assert_equal])
+def test_negative_places_are_refused(function: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="places must be 0 or more, not -1"):
+        function({}, {}, places=-1)
+
+
+# Where documents differ
+
+
+def test_a_difference_tells_place_kind_and_both_values() -> None:
+    left = {"a": [1, {"b": 2}], "only": None}
+    right = {"a": [1, {"b": 3}, 4]}
+    assert list(differences(left, right)) == [
+        Difference("/a/1/b", "changed", 2, 3),
+        Difference("/a/2", "only_right", None, 4),
+        Difference("/only", "only_left", None, None),
+    ]
+
+
+def test_what_is_only_in_the_right_document_comes_last_in_its_object() -> None:
+    left = {"z": 1, "y": {"b": 1}, "x": 1}
+    right = {"new": 0, "x": 2, "y": {"a": 0, "b": 2}, "newer": 0}
+    assert [(found.kind, found.pointer) for found in differences(left, right)] == [
+        ("only_left", "/z"),
+        ("changed", "/y/b"),
+        ("only_right", "/y/a"),
+        ("changed", "/x"),
+        ("only_right", "/new"),
+        ("only_right", "/newer"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "key, pointer",
+    [
+        ("a", "/a"),
+        ("", "/"),
+        ("a/b", "/a~1b"),
+        ("m~n", "/m~0n"),
+        ("~1", "/~01"),
+        ("*", "/*"),
+        (" ", "/ "),
+        ("0", "/0"),
+        ("\n", "/\n"),
+        ("é", "/é"),
+    ],
+)
+def test_the_place_is_a_json_pointer(key: str, pointer: str) -> None:
+    (found,) = differences({key: 1}, {key: 2})
+    assert found.pointer == pointer
+    assert list(differences({key: 1}, {key: 2}, ignore=[pointer])) == []
+
+
+def test_the_whole_document_has_the_empty_pointer() -> None:
+    assert list(differences(1, "1")) == [Difference("", "changed", 1, "1")]
+
+
+def test_differences_are_found_one_by_one() -> None:
+    found = differences([1, object()], [2, object()])
+    assert next(found).pointer == "/0"
+    with pytest.raises(TypeError):
+        next(found)
+
+
+def test_documents_are_not_modified() -> None:
+    left = defaultdict(list, {"a": [1, {"b": 1.5}], "c": []})
+    right = defaultdict(list, {"a": [2, {"b": 2.5}, 3], "d": {}})
+    before = copy.deepcopy((left, right))
+    list(differences(left, right, ignore=["/a/*/b", "/e"]))
+    assert (left, right) == before
+
+
+# What does not count
+
+
+@pytest.mark.parametrize(
+    "ignore, left_over",
+    [
+        ([], ["/id", "/items/0/at", "/items/1/at", "/items/1/n", "/a~1b", "/new"]),
+        (["/id"], ["/items/0/at", "/items/1/at", "/items/1/n", "/a~1b", "/new"]),
+        (["/items/*/at"], ["/id", "/items/1/n", "/a~1b", "/new"]),
+        (["/*/*/at", "/id"], ["/items/1/n", "/a~1b", "/new"]),
+        (["/items/1"], ["/id", "/items/0/at", "/a~1b", "/new"]),
+        (["/items", "/a~1b"], ["/id", "/new"]),
+        (["/new"], ["/id", "/items/0/at", "/items/1/at", "/items/1/n", "/a~1b"]),
+        (["/*"], []),
+        ([""], []),
+        (
+            ["/", "/items/01", "/items/-", "/*/*", "/id/x", "/Items", "/a/b"],
+            ["/id", "/a~1b", "/new"],
+        ),
+    ],
+)
+def test_what_is_ignored_does_not_count(
+    ignore: list[str], left_over: list[str]
+) -> None:
+    left = {"id": 1, "items": [{"at": 1, "n": 1}, {"at": 1, "n": 1}], "a/b": 1}
+    right = {"id": 2, "items": [{"at": 2, "n": 1}, {"n": 2}], "a/b": 2, "new": 0}
+    found = differences(left, right, ignore=ignore)
+    assert [difference.pointer for difference in found] == left_over
+    assert compare(left, right, ignore=iter(ignore)) is (not left_over)
+
+
+def test_what_is_ignored_need_not_be_json() -> None:
+    assert compare({"a": object(), "b": 1}, {"a": {1: 2}, "b": 1}, ignore=["/a"])
+
+
+@pytest.mark.parametrize("pointer", ["a", "a/b", "#/a", "*", "/~", "/~2", "/a~/b"])
+@pytest.mark.parametrize("function", [compare, differences, assert_equal])
+def test_what_is_no_json_pointer_is_refused(
+    function: Callable[..., object], pointer: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(pointer))):
+        function({}, {}, ignore=["/good", pointer])
+
+
+# Against a slow and obvious implementation
+
+
+Found = tuple[tuple[str | int, ...], str, Any, Any]
+
+
+def reference(left: Any, right: Any, path: tuple[str | int, ...] = ()) -> list[Found]:
+    kind, other = json_kind(left), json_kind(right)
+    found: list[Found] = []
+    if kind == other == "object":
+        for key in [*left, *(key for key in right if key not in left)]:
+            if key not in right:
+                found.append(((*path, key), "only_left", left[key], None))
+            elif key not in left:
+                found.append(((*path, key), "only_right", None, right[key]))
+            else:
+                found += reference(left[key], right[key], (*path, key))
+    elif kind == other == "array":
+        for index in range(max(len(left), len(right))):
+            if index >= len(right):
+                found.append(((*path, index), "only_left", left[index], None))
+            elif index >= len(left):
+                found.append(((*path, index), "only_right", None, right[index]))
+            else:
+                found += reference(left[index], right[index], (*path, index))
+    elif kind != other or not (
+        same_number(left, right) if kind == "number" else left == right
+    ):
+        found.append((path, "changed", left, right))
+    return found
+
+
+def json_kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, dict):
+        return "object"
+    return "array" if isinstance(value, (list, tuple)) else "number"
+
+
+def same_number(left: Any, right: Any) -> bool:
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    if "nan" in (str(left).lower(), str(right).lower()):
+        return str(left).lower() == str(right).lower()
+    if math.inf in (abs(left), abs(right)):
+        return bool(left == right)
+    if isinstance(left, Decimal) or isinstance(right, Decimal):
+        return abs(Fraction(left) - Fraction(right)) <= Fraction(5, 10**6)
+    return almost_equal(left, right, 5)
+
+
+SCALARS: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**53,
+    2**53 + 1,
+    10**400,
+    "",
+    "a",
+    "1",
+    "\ud800",
+]
+SCALARS += [0.0, -0.0, 1.0, 1.000004, 1.000008, 1.00001, 1.5, 1e300, NAN, INFINITY]
+SCALARS += [
+    -INFINITY,
+    Decimal(1),
+    Decimal("1.000004"),
+    Decimal("1.000005"),
+    Decimal("NaN"),
+]
+KEYS = ["a", "b", "", "~", "/", "~1", "*", "0", "é", "\ud800"]
+
+
+def random_document(chance: random.Random, depth: int = 4) -> Any:
+    if not depth or chance.random() < 0.3:
+        return chance.choice(SCALARS)
+    count = chance.randrange(5)
+    if chance.random() < 0.5:
+        cls: Any = chance.choice([dict, OrderedDict])
+        keys = chance.sample(KEYS, count)
+        return cls((key, random_document(chance, depth - 1)) for key in keys)
+    cls = chance.choice([list, tuple])
+    return cls(random_document(chance, depth - 1) for _ in range(count))
+
+
+def random_change(chance: random.Random, document: Any) -> Any:
+    """Return a copy with a few changes, most of them small."""
+    if chance.random() < 0.05:
+        return random_document(chance, 2)
+    if isinstance(document, dict):
+        members = [(key, random_change(chance, document[key])) for key in document]
+        if chance.random() < 0.2:
+            chance.shuffle(members)
+        if members and chance.random() < 0.1:
+            members.pop()
+        if chance.random() < 0.1:
+            members.append((chance.choice(KEYS), random_document(chance, 1)))
+        return type(document)(members)
+    if isinstance(document, (list, tuple)):
+        elements = [random_change(chance, element) for element in document]
+        if elements and chance.random() < 0.1:
+            elements.pop(chance.randrange(len(elements)))
+        if chance.random() < 0.1:
+            elements.append(random_document(chance, 1))
+        return type(document)(elements)
+    return document
+
+
+def random_pairs(seed: int, count: int) -> Iterator[tuple[Any, Any]]:
+    chance = random.Random(seed)
+    for _ in range(count):
+        left = random_document(chance)
+        if chance.random() < 0.2:
+            yield left, random_document(chance)
+        else:
+            yield left, random_change(chance, left)
+
+
+def resolve(document: Any, pointer: str) -> Any:
+    """Find a value as RFC 6901, section 4 does it; KeyError if it is not there."""
+    for segment in pointer.split("/")[1:]:
+        key = segment.replace("~1", "/").replace("~0", "~")
+        if isinstance(document, dict):
+            document = document[key]
+        elif isinstance(document, (list, tuple)) and int(key) < len(document):
+            document = document[int(key)]
+        else:
+            raise KeyError(key)
+    return document
+
+
+def test_random_documents_differ_where_the_reference_says_they_do() -> None:
+    verdicts = []
+    for left, right in random_pairs(3, 4000):
+        expected = [
+            ("".join("/" + escape(key) for key in path), *rest)
+            for path, *rest in reference(left, right)
+        ]
+        assert [tuple(found) for found in differences(left, right)] == expected
+        assert compare(left, right) is (not expected)
+        assert compare(right, left) is (not expected)
+        verdicts.append(not expected)
+    assert 500 < sum(verdicts) < 3500
+
+
+def escape(key: str | int) -> str:
+    return str(key).replace("~", "~0").replace("/", "~1")
+
+
+def test_every_difference_points_at_a_place_that_really_differs() -> None:
+    for left, right in random_pairs(4, 2000):
+        for pointer, kind, a, b in differences(left, right):
+            if kind != "only_right":
+                assert resolve(left, pointer) is a
+            if kind != "only_left":
+                assert resolve(right, pointer) is b
+            if kind == "changed":
+                assert reference(a, b)
+            else:
+                with pytest.raises(KeyError):
+                    resolve(right if kind == "only_left" else left, pointer)
+
+
+def test_ignoring_drops_the_differences_in_the_subtrees_and_no_others() -> None:
+    chance = random.Random(5)
+    for left, right in random_pairs(6, 2000):
+        everything = list(differences(left, right))
+        ignore = []
+        for found in chance.sample(everything, min(2, len(everything))):
+            segments = found.pointer.split("/")[: chance.randrange(1, 6)]
+            ignore.append(
+                "/".join("*" if s and chance.random() < 0.3 else s for s in segments)
+            )
+        fits = re.compile(
+            "|".join(
+                "".join(
+                    "/[^/]*" if s == "*" else "/" + re.escape(s)
+                    for s in p.split("/")[1:]
+                )
+                + "(/.*)?"
+                for p in ignore
+            )
+            or "(?!)",
+            re.DOTALL,
+        )
+        assert list(differences(left, right, ignore=ignore)) == [
+            found for found in everything if not fits.fullmatch(found.pointer)
+        ]
+
+
+# Depth and size
+
+
+def nested(levels: int, innermost: Any) -> Any:
+    document = innermost
+    for level in range(levels):
+        document = [document] if level % 2 else {"a": document}
+    return document
+
+
+def test_a_hundred_thousand_levels_are_not_too_deep() -> None:
+    levels = 100_000
+    left, right = nested(levels, 1), nested(levels, 2)
+    assert compare(left, nested(levels, 1.000001))
+    (found,) = differences(left, right)
+    assert found.pointer == "/0/a" * (levels // 2)
+    assert str(found).endswith("/0/a: 1 != 2")
+    with pytest.raises(AssertionError, match="/0/a: 1 != 2$"):
+        assert_equal(left, right)
+
+
+def test_deep_values_are_shown_without_recursion() -> None:
+    (found,) = differences(nested(100_000, 1), None)
+    assert re.fullmatch(r'(\[{"a": )+.{0,20}…[\]}]+ != null', str(found))
+    assert len(str(found)) < 300
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_memory_does_not_grow_with_the_size_of_the_documents(last: int) -> None:
+    def document(size: int, last: int) -> Any:
+        members: Any = {str(number): [{}] for number in range(size)}
+        return {"array": [[0.5], {}] * size, "object": members, "last": last}
+
+    def peak(size: int) -> int:
+        left, right = document(size, 0), document(size, last)
+        tracemalloc.start()
+        try:
+            assert compare(left, right) is (left["last"] == right["last"])
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(10)
+    assert peak(20_000) < peak(200) + 1000
+
+
+def test_the_same_value_may_stand_at_several_places() -> None:
+    shared = nested(2000, [1])
+    assert compare([shared, shared], [shared, shared])
+
+
+@pytest.mark.parametrize("wrap", [lambda inner: [inner], lambda inner: {"a": inner}])
+def test_documents_that_contain_themselves_are_refused(
+    wrap: Callable[[Any], Any],
+) -> None:
+    left: list[Any] = []
+    left.append(wrap(left))
+    right: list[Any] = []
+    right.append(wrap(right))
+    with pytest.raises(
+        ValueError, match="^/0/[0a] in the left document contains itself$"
+    ):
+        compare(left, right)
+    assert not compare(left, [[]])
+
+
+# What is not JSON
+
+
+@pytest.mark.parametrize("alien", [{1}, b"a", 1j, object(), range(3)], ids=repr)
+@pytest.mark.parametrize(
+    "left, right, place",
+    [
+        (lambda x: x, lambda x: x, "the document"),
+        (lambda x: x, lambda x: 1, "the document"),
+        (lambda x: [0, x], lambda x: [0, x], "/1"),
+        (lambda x: {"a/b": [x]}, lambda x: {"a/b": [None]}, "/a~1b/0"),
+        (lambda x: [x], lambda x: [], "/0"),
+        (lambda x: {"a": x}, lambda x: {}, "/a"),
+    ],
+)
+def test_other_types_are_refused_with_their_place(
+    alien: Any, left: Callable[[Any], Any], right: Callable[[Any], Any], place: str
+) -> None:
+    message = f"^{place} is of type {type(alien).__name__}, not known to JSON$"
+    for a, b in ((left(alien), right(alien)), (right(alien), left(alien))):
+        with pytest.raises(TypeError, match=message):
+            compare(a, b)
+
+
+@pytest.mark.parametrize("key", [1, True, None, 1.5, (), b"a"], ids=repr)
+@pytest.mark.parametrize("other_key", ["same", "a"])
+def test_keys_that_are_not_strings_are_refused_with_their_place(
+    key: Any, other_key: Any
+) -> None:
+    left = {"x": [{"a": 1, key: 1}]}
+    right = {"x": [{"a": 1, key if other_key == "same" else other_key: 1}]}
+    message = f"^/x/0 has a key of type {type(key).__name__}, not str: "
+    with pytest.raises(TypeError, match=message):
+        compare(left, right)
+    with pytest.raises(TypeError, match=message):
+        compare(right, left)
+
+
+# How differences read
+
+
+@pytest.mark.parametrize(
+    "left, right, line",
+    [
+        ({"price": 1.00001}, {"price": 1.00002}, "/price: 1.00001 != 1.00002"),
+        ([0, 1], [0], "/1: only in left: 1"),
+        ([], [{"id": 4}], '/0: only in right: {"id": 4}'),
+        ([True], [1], "/0: true != 1"),
+        ([None], ["null"], '/0: null != "null"'),
+        (1, 2, "1 != 2"),
+        ([], {}, "[] != {}"),
+        ([[1, "a"], {}], {"b": [{}]}, '[[1, "a"], {}] != {"b": [{}]}'),
+        (NAN, INFINITY, "NaN != Infinity"),
+        (Decimal("-Infinity"), Decimal("1.50"), "-Infinity != 1.50"),
+        (Level.LOW, True, "1 != true"),
+        (Name("a"), "é", '"a" != "é"'),
+        ("\n", '"', r'"\n" != "\""'),
+        ({"a\n/\x1b": 1}, {"a\n/\x1b": 2}, r"/a\n~1\u001b: 1 != 2"),
+        ({"\ud800": "\udfff"}, {}, r'/\ud800: only in left: "\udfff"'),
+        ({"a": [{1}]}, {}, "/a: only in left: [{1}]"),
+    ],
+)
+def test_a_difference_reads_as_one_line(left: Any, right: Any, line: str) -> None:
+    (found,) = differences(left, right)
+    assert str(found) == line
+
+
+X = "x" * 30
+
+SHORTENED = {
+    "a string": (X + X + "x", 1, f'"{X}{X}…" != 1'),
+    "a string that just fits": (X + X, 1, f'"{X}{X}" != 1'),
+    "a string inside": (
+        [{"id": 4, "text": X * 4}],
+        [],
+        '/0: only in left: {"id": 4, "text": "' + X + "x" * 20 + '…"}',
+    ),
+    "an array": (
+        [list(range(100, 200))],
+        [],
+        "/0: only in left: [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, …]",
+    ),
+    "an object": (
+        {"a": {str(number): 10**9 for number in range(10)}},
+        {},
+        '/a: only in left: {"0": 1000000000, "1": 1000000000, "2": 1000000000, "3": 1000000000, …}',
+    ),
+    "strings that differ late": (
+        X * 9 + "a" + X * 9,
+        X * 9 + "b",
+        f'"…{X}a{X[:-1]}…" != "…{X}b"',
+    ),
+    "strings that differ just out of sight": (
+        X + X + "a" + X,
+        X + X + "b",
+        f'"…{X}a{X[:-1]}…" != "…{X}b"',
+    ),
+    "strings that differ just within sight": (
+        X + X[1:] + "a" + X,
+        X + X[1:] + "b",
+        f'"{X}{X[1:]}a…" != "{X}{X[1:]}b"',
+    ),
+    "strings one of which goes on": (X * 9 + "a", X * 9, f'"…{X}a" != "…{X}"'),
+    "integers": (10**99, 10**99 + 1, "…" + "0" * 31 + " != …" + "0" * 30 + "1"),
+    "integers that str() refuses": (
+        16**5000,
+        16**5000 + 1,
+        "…" + "0" * 31 + " != …" + "0" * 30 + "1",
+    ),
+}
+
+
+@pytest.mark.parametrize("left, right, line", SHORTENED.values(), ids=SHORTENED.keys())
+def test_long_values_are_shortened_to_what_differs(
+    left: Any, right: Any, line: str
+) -> None:
+    (found,) = differences(left, right)
+    assert str(found) == line
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**7, ["x"] * 10**6, {"a": ["x" * 10**7]}, {"x" * 10**7: 1}, 16**10**6],
+    ids=["string", "array", "string inside", "key", "integer"],
+)
+def test_a_huge_value_reads_as_one_short_line(value: Any) -> None:
+    assert len(str(Difference("/a", "changed", value, None))) < 100
+
+
+def test_an_assertion_error_lists_the_first_differences() -> None:
+    with pytest.raises(AssertionError) as info:
+        assert_equal([1, 2, 3], [1, 3, 4])
+    assert str(info.value).splitlines() == [
+        "the JSON documents differ:",
+        "  /1: 2 != 3",
+        "  /2: 3 != 4",
+    ]
+
+
+@pytest.mark.parametrize("count, last", [(10, "  /9: 0 != 1"), (11, "  and more")])
+def test_an_assertion_error_lists_no_more_than_ten_differences(
+    count: int, last: str
+) -> None:
+    with pytest.raises(AssertionError) as info:
+        assert_equal([0] * count, [1] * count)
+    lines = str(info.value).splitlines()
+    assert len(lines) == count + 1
+    assert lines[-1] == last
+
+
+def test_nothing_is_raised_for_equal_documents() -> None:
+    assert_equal({"a": 1.000001}, {"a": 1.000002})
+    assert_equal({"a": 1}, {"a": 2}, ignore=["/a"])
+    assert_equal({"a": 1.1}, {"a": 1.2}, places=0)
+
+
+# Reading
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"]
+ENCODINGS += ["utf-32", "utf-32-le", "utf-32-be"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\n1]"]
+)
+def test_every_encoding_of_rfc_4627_is_read(
+    encoding: str, text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode(encoding))
+    assert load(text.encode(encoding)) == json.loads(text)
+    assert load(bytearray(text.encode(encoding))) == json.loads(text)
+    assert load(path) == json.loads(text)
+
+
+def test_text_is_read_with_and_without_byte_order_mark() -> None:
+    assert load('{"a": "é"}') == load('\ufeff{"a": "é"}') == {"a": "é"}
+
+
+def test_nan_and_the_infinities_are_read() -> None:
+    value = load("[NaN, Infinity, -Infinity]")
+    assert compare(value, [NAN, INFINITY, -INFINITY])
+
+
+def test_the_same_key_in_two_objects_is_no_repetition() -> None:
+    assert load('[{"a": {"a": 1}}, {"a": 2}]') == [{"a": {"a": 1}}, {"a": 2}]
+
+
+def test_an_integer_that_int_refuses_is_read_as_exactly() -> None:
+    digits = "9" * 5000
+    assert load(f'{{"a": -{digits}}}') == {"a": -(10**5000 - 1)}
+    assert compare(load(digits), 10**5000 - 1)
+    assert not compare(load(digits), 10**5000)
+    assert not compare(load(digits), load("9" * 4999 + "8"))
+    assert not compare(load(digits), 1.5)
+    assert not compare(load(digits), INFINITY)
+
+
+DEEP = b"[" * 100_000
+
+BAD = {
+    "nothing": (b"", "Expecting value: line 1 column 1"),
+    "a blank": (b" \n", "Expecting value: line 2 column 1"),
+    "no JSON": (b'{"a":\n tru}', "Expecting value: line 2 column 2"),
+    "two documents": (b"{} {}", "Extra data: line 1 column 4"),
+    "no end": (b'{"a": "', "Unterminated string starting at: line 1 column 7"),
+    "a NUL": (b'["\0"]', "Invalid control character at: line 1 column 3"),
+    "a bad byte": (
+        '["é",\n "é'.encode() + b'\xff"]',
+        "not UTF-8 text (invalid start byte): line 2 column 4",
+    ),
+    "a bad byte at the very start": (
+        b"\x80",
+        "not UTF-8 text (invalid start byte): line 1 column 1",
+    ),
+    "a bad byte right after the byte order mark": (
+        b"\xef\xbb\xbf\x80",
+        "not UTF-8 text (invalid start byte): line 1 column 1",
+    ),
+    "a bad byte far behind": (
+        b"[" + b"1,\n" * 100_000 + b"\xff]",
+        "not UTF-8 text (invalid start byte): line 100001 column 1",
+    ),
+    "half a character": (
+        b'"a\xe2\x82',
+        "not UTF-8 text (unexpected end of data): line 1 column 3",
+    ),
+    "half of a UTF-16 unit": (
+        '["a"]'.encode("utf-16-be") + b"\0",
+        "not UTF-16-BE text (truncated data): line 1 column 6",
+    ),
+    "a lone surrogate in UTF-16": (
+        '["\n'.encode("utf-16") + b"\x00\xdc\x00\x00",
+        "not UTF-16-LE text (illegal encoding): line 2 column 1",
+    ),
+    "beyond Unicode in UTF-32": (
+        '["'.encode("utf-32-le") + b"\xff" * 4,
+        "not UTF-32-LE text (code point not in range(0x110000)): line 1 column 3",
+    ),
+    "a key twice": (
+        b'{"a": 1,\n "b": {}, "a": 2}',
+        'key "a" occurs twice in one object: line 2 column 11',
+    ),
+    "a key twice, once escaped": (
+        b'[{"b": "a"}, {"a": "}", "b": {"a": [{}]}, "\\u0061" : 1}]',
+        'key "a" occurs twice in one object: line 1 column 43',
+    ),
+    "a key twice with quotation marks": (
+        rb'{"\"": "{", "\\": "\"", "\"": 1}',
+        r'key "\"" occurs twice in one object: line 1 column 25',
+    ),
+    "a long key twice": (
+        b'{"%s": 1, "%s": 2}' % (b"k" * 999, b"k" * 999),
+        'key "%s…" occurs twice in one object: line 1 column 1008' % ("k" * 60),
+    ),
+    "deep nesting": (
+        DEEP + DEEP.replace(b"[", b"]"),
+        "nested 100000 levels deep, too deep for the parser: line 1 column 100000",
+    ),
+    "deep nesting without end": (
+        b'{"a": "[[",\n "b": ' + DEEP,
+        "nested 100001 levels deep, too deep for the parser: line 2 column 100006",
+    ),
+    "deep nesting after some that is closed": (
+        b"[[], [{}]," + DEEP,
+        "nested 100001 levels deep, too deep for the parser: line 1 column 100010",
+    ),
+    "deep nesting, then a string without end": (
+        DEEP + b'"' + b'\\"' * 200_000,
+        "nested 100000 levels deep, too deep for the parser: line 1 column 100000",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content, message", BAD.values(), ids=BAD.keys())
+def test_a_bad_document_is_refused_with_line_and_column(
+    content: bytes, message: str
+) -> None:
+    with pytest.raises(json.JSONDecodeError) as info:
+        load(content)
+    error = info.value
+    assert f"{error.msg}: line {error.lineno} column {error.colno}" == message
+    assert str(error).startswith(message)
+
+
+def test_a_path_that_cannot_be_read_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.json")
+    with pytest.raises(IsADirectoryError):
+        load(tmp_path)
+
+
+# From a shell
+
+
+class Shell:
+    """Call main() with files of the given contents."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.capsys = capsys
+
+    def file(self, name: str, content: str | bytes) -> str:
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    def __call__(
+        self, left: str | bytes, right: str | bytes, *options: str
+    ) -> tuple[int, list[str], list[str]]:
+        """Return exit status, lines on standard output and on standard error."""
+        status = main([self.file("left", left), self.file("right", right), *options])
+        captured = self.capsys.readouterr()
+        err = captured.err.replace(str(self.folder) + os.sep, "")
+        return status, captured.out.splitlines(), err.splitlines()
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(tmp_path, capsys)
+
+
+def test_equal_files_give_status_0_and_no_output(shell: Shell) -> None:
+    assert shell('{"a": 1.000001}', '{"a": 1.000002}') == (0, [], [])
+
+
+def test_different_files_give_status_1_and_a_line_for_each_difference(
+    shell: Shell,
+) -> None:
+    left = '{"price": 1.00001, "items": [1, 2, 3, {"id": 4}]}'
+    right = '{"price": 1.00002, "items": [1, 2, 3]}'
+    assert shell(left, right) == (
+        1,
+        ["/price: 1.00001 != 1.00002", '/items/3: only in left: {"id": 4}'],
+        [],
+    )
+
+
+def test_quiet_leaves_only_the_status(shell: Shell) -> None:
+    assert shell("1", "2", "-q") == (1, [], [])
+    assert shell("1", "2", "--quiet", "--lines") == (1, [], [])
+    assert shell("1", "1", "-q") == (0, [], [])
+
+
+def test_places_and_pointers_to_ignore_are_options(shell: Shell) -> None:
+    left, right = '{"a": 1.1, "b": 1, "c": 1}', '{"a": 1.2, "b": 2, "c": 2}'
+    assert shell(left, right, "--places", "1", "--ignore", "/b") == (
+        1,
+        ["/a: 1.1 != 1.2", "/c: 1 != 2"],
+        [],
+    )
+    options = ["--places=0", "--ignore=/b", "--ignore=/c"]
+    assert shell(left, right, *options) == (0, [], [])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_files_may_be_in_different_encodings(
+    shell: Shell, encoding: str, lines: list[str]
+) -> None:
+    text = '{"é": "ĊĊ\\n😀", "ऊ": 1}\n'
+    assert shell(text, text.encode(encoding), *lines) == (0, [], [])
+
+
+@pytest.mark.parametrize("content, message", BAD.values(), ids=BAD.keys())
+def test_bad_input_gives_status_2_and_one_line(
+    shell: Shell, content: bytes, message: str
+) -> None:
+    line = f"json_compare.py: right: {message}"
+    assert shell("{}", content) == (2, [], [line])
+    assert shell(content, "{}") == (2, [], [line.replace("right", "left")])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--places", "-1"], "places must be 0 or more, not -1"),
+        (["--ignore", "a"], "not a JSON Pointer, which starts with /: 'a'"),
+        (["--ignore", "/~"], "not a JSON Pointer, where ~ is written ~0: '/~'"),
+    ],
+)
+def test_a_bad_option_gives_status_2_and_one_line(
+    shell: Shell, options: list[str], message: str
+) -> None:
+    assert shell("", "", *options) == (2, [], [f"json_compare.py: {message}"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--places", "x"]])
+def test_a_wrong_command_line_gives_status_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+    assert info.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("none", "none: No such file or directory"),
+        (".", ".: Is a directory"),
+        ("\0", r"'\x00': embedded null byte"),
+    ],
+)
+def test_a_file_that_cannot_be_read_gives_status_2_and_one_line(
+    name: str,
+    message: str,
+    shell: Shell,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(shell.folder)
+    shell.file("good", "{}")
+    for arguments in ([name, "good"], ["good", name], [name, name, "--lines"]):
+        assert main(arguments) == 2
+        assert capsys.readouterr() == ("", f"json_compare.py: {message}\n")
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_dash_is_standard_input(
+    position: int, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(monkeypatch, '{"é": 1}'.encode("utf-16"))
+    arguments = [shell.file("right", '{"é": 1}')]
+    arguments.insert(position, "-")
+    assert main(arguments) == 0
+
+
+def test_a_file_may_be_called_dash(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shell.folder)
+    shell.file("-", "1")
+    feed(monkeypatch, b"1")
+    assert main(["-", "./-"]) == 0
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_standard_input_cannot_be_both(
+    lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-", "-", *lines]) == 2
+    message = "json_compare.py: only one of the two can be standard input\n"
+    assert capsys.readouterr() == ("", message)
+
+
+def test_a_bad_standard_input_is_called_dash(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, b"[1,]")
+    assert main(["-", shell.file("right", "{}")]) == 2
+    assert capsys.readouterr().err == (
+        "json_compare.py: -: Expecting value: line 1 column 4\n"
+    )
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_pipes_are_read(lines: list[str], tmp_path: Path) -> None:
+    pipes = [tmp_path / "left", tmp_path / "right"]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+        write = threading.Thread(target=pipe.write_bytes, args=[b"1\n"], daemon=True)
+        write.start()
+    assert main([*map(str, pipes), *lines]) == 0
+
+
+def test_ctrl_c_gives_status_130(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
+    assert main(["-", shell.file("right", "{}")]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+# From a shell, JSON Lines
+
+
+def test_records_are_compared_line_by_line(shell: Shell) -> None:
+    left = '{"id": 1, "n": 1.0}\n{"id": 2}\n[3]\n4\n'
+    right = '{"id": 1, "n": 1.000001}\n{"id": 3}\n[3, 4]\n5\n'
+    assert shell(left, right, "--lines") == (
+        1,
+        ["line 2: /id: 2 != 3", "line 3: /1: only in right: 4", "line 4: 4 != 5"],
+        [],
+    )
+
+
+def test_additional_records_are_differences(shell: Shell) -> None:
+    longer = '1\n{"id": 2}\nnull\n'
+    assert shell(longer, "1\n", "--lines") == (
+        1,
+        ['line 2: only in left: {"id": 2}', "line 3: only in left: null"],
+        [],
+    )
+    assert shell("1\n", longer, "--lines") == (
+        1,
+        ['line 2: only in right: {"id": 2}', "line 3: only in right: null"],
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ("1\n2\n", "1\n2"),
+        ("1\n2\n", "1\r\n 2 \r\n"),
+        ("", ""),
+        ("", "\ufeff"),
+        ('"\u2028\x85"\n', '"\\u2028\\u0085"\n'),
+        ("1", "1"),
+    ],
+)
+def test_only_line_feeds_end_a_record(left: str, right: str, shell: Shell) -> None:
+    assert shell(left, right, "--lines") == (0, [], [])
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_records_that_cross_the_end_of_a_chunk_are_read(
+    encoding: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = '{"a": "é😀ĊĊ"}\n[1, 2]\n"\\n"\n'
+    for size in range(1, 30):
+        monkeypatch.setattr(json_compare, "CHUNK", size)
+        assert shell(text.encode(encoding), text, "--lines") == (0, [], [])
+
+
+def test_pointers_to_ignore_start_at_the_record(shell: Shell) -> None:
+    left, right = '{"a": 1, "b": 1}\n' * 2, '{"a": 2, "b": 1}\n' * 2
+    assert shell(left, right, "--lines", "--ignore", "/a") == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"1\n2\n\n4\n", "Expecting value: line 3 column 1"),
+        (b"1\n2\n\n", "Expecting value: line 3 column 1"),
+        (b"1\n2\n[3\n]\n", "Expecting ',' delimiter: line 3 column 3"),
+        (b'1\n2\n {"a": 1, "a": 1}', 'key "a" occurs twice in one object: line 3 column 11'),
+        (b"1\n2\n [3, \xff]", "not UTF-8 text (invalid start byte): line 3 column 6"),
+        ("1\n2\n [".encode("utf-16") + b"\0", "not UTF-16-LE text (truncated data): line 3 column 3"),
+        (b"1\n2\n" + DEEP, "nested 100000 levels deep, too deep for the parser: line 3 column 100000"),
+    ],
+)  # fmt: skip
+def test_a_bad_record_gives_status_2_after_the_differences_in_front_of_it(
+    content: bytes, message: str, shell: Shell
+) -> None:
+    assert shell("1\n3\n3\n4\n", content, "--lines") == (
+        2,
+        ["line 2: 3 != 2"],
+        [f"json_compare.py: right: {message}"],
+    )
+
+
+def test_json_lines_need_memory_for_one_record_only(shell: Shell) -> None:
+    def peak(records: int) -> int:
+        content = '{"id": 1, "text": "%s"}\n' % ("x" * 1000) * records
+        arguments = [shell.file("left", content), shell.file("right", content)]
+        tracemalloc.start()
+        try:
+            assert main([*arguments, "--lines"]) == 0
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)
+    assert peak(4000) < peak(400) + 50_000
+
+
+# From a real shell
+
+
+def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    script = json_compare.__file__
+    pipe = subprocess.PIPE
+    streams: dict[str, Any] = {"stdout": pipe, "stderr": pipe}
+    return subprocess.Popen([sys.executable, script, *arguments], **streams | options)
+
+
+def test_a_reader_that_has_seen_enough_ends_it_silently_with_status_1(
+    shell: Shell,
+) -> None:
+    left = shell.file("left", json.dumps([0] * 100_000))
+    right = shell.file("right", json.dumps([1] * 100_000))
+    with command(left, right) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"/0: 0 != 1\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_what_the_terminal_cannot_show_is_escaped(encoding: str, shell: Shell) -> None:
+    left = shell.file("left", '"\\ud800 日"')
+    right = shell.file("right", "1")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    with command(left, right, env=environment) as process:
+        out, err = process.communicate()
+    shown = "日" if encoding == "utf-8" else "\\u65e5"
+    expected = f'"\\ud800 {shown}" != 1\n'
+    assert (process.returncode, out, err) == (1, expected.encode(), b"")
+
+
+def test_a_full_disk_gives_status_2_and_one_line(shell: Shell) -> None:
+    left, right = shell.file("left", "1"), shell.file("right", "2")
+    with open("/dev/full", "wb") as full, command(left, right, stdout=full) as process:
+        _, err = process.communicate()
+    message = b"json_compare.py: standard output: No space left on device\n"
+    assert (process.returncode, err) == (2, message)
+
+
+def test_a_closed_standard_input_gives_status_2_and_one_line(shell: Shell) -> None:
+    right = shell.file("right", "1")
+    line = f"exec {sys.executable} {json_compare.__file__} - {right} <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=False)
+    message = b"json_compare.py: -: Bad file descriptor\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", message)
+
+
+# Whatever the bytes are
+
+
+def random_bytes(chance: random.Random) -> bytes:
+    """Return a document after an accident, or nothing like a document."""
+    if chance.random() < 0.1:
+        return chance.randbytes(chance.randrange(20))
+    text = json.dumps(random_document(chance), default=str)
+    text = text.replace(", ", ",\n") if chance.random() < 0.3 else text
+    data = bytearray(text.encode(chance.choice(ENCODINGS)))
+    for _ in range(chance.randrange(4)):
+        start = chance.randrange(len(data) + 1)
+        end = start + chance.randrange(3)
+        tokens = [b"", b"\0", b"\xff", b'"', b"\\", b"{", b"]", b",", b"\n", b"1e999"]
+        data[start:end] = chance.choice(tokens)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("lines", [[], ["--lines"]])
+def test_whatever_the_bytes_are_the_answer_is_a_status(
+    lines: list[str], shell: Shell
+) -> None:
+    chance = random.Random(7)
+    statuses = set()
+    for _ in range(250):
+        left, right = random_bytes(chance), random_bytes(chance)
+        right = left if chance.random() < 0.3 else right
+        status, out, err = shell(left, right, *lines)
+        statuses.add(status)
+        if status == 2:
+            assert len(err) == 1
+            assert re.match(
+                "json_compare.py: (left|right): .+: line [0-9]+ column [0-9]+$", err[0]
+            )
+        else:
+            assert err == []
+            assert bool(out) is (status == 1)
+    assert statuses == {0, 1, 2}
