@@ -211,9 +211,9 @@ def fuzz(seed: int, cases: int, memory: int = MEMORY) -> int:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     counts: collections.Counter[str] = collections.Counter()
     numbers = ((seed, number) for number in range(cases))
-    for seed, number in itertools.chain(FOUND, numbers):
-        print(seed, number, end="\r", flush=True)
-        data = case(originals, seed, number)
+    for case_seed, number in itertools.chain(FOUND, numbers):
+        print(case_seed, number, end="\r", flush=True)
+        data = case(originals, case_seed, number)
         start = time.process_time()
         counts[check(data)] += 1
         spent = time.process_time() - start
