@@ -157,8 +157,8 @@ class Server:
     def start(self) -> None:
         """Continue from what the tables say, as the document has it."""
         ((offset, done, built),) = self.engine.query(
-            "SELECT max(next_offset), toString(max(done)),"
-            " (SELECT max(built) FROM histograms) FROM progress FINAL"
+            "SELECT max(next_offset), toString(max(done)), greatest(max(built),"
+            " (SELECT max(built) FROM histograms)) FROM progress FINAL"
         )
         self.next_offset = int(offset)
         self.counter = NAMES["Counter"](
