@@ -1,0 +1,133 @@
+"""What red_stats_design.md holds for a machine: its blocks, and its ClickHouse statements.
+
+Shared by test_red_stats_design.py and benchmark.py, so that what is written, what is tested
+and what is measured is the same text.
+"""
+
+import doctest
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "red_stats_design.md"
+TEXT = DOCUMENT.read_text(encoding="utf-8")
+
+
+class Block(NamedTuple):
+    """A fenced block; `line` is the document's number of the first line inside."""
+
+    line: int
+    info: str
+    code: str
+
+
+def blocks(info: str) -> list[Block]:
+    """The fenced blocks with exactly this info string, in document order."""
+    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    found = (Block(TEXT.count("\n", 0, f.start(2)) + 1, f[1], f[2]) for f in fences)
+    return [block for block in found if block.info == info]
+
+
+def run_python() -> tuple[dict[str, Any], dict[int, str]]:
+    """Run the Python blocks as doctests with one namespace, in document order.
+
+    Return the namespace, and for each block's line what doctest had to complain about.
+    """
+    names: dict[str, Any] = {}
+    complaints = {}
+    parser = doctest.DocTestParser()
+    for block in blocks("python"):
+        # A name of its own: doctest looks up the source for a traceback by it.
+        name = f"{DOCUMENT.name}:{block.line}"
+        test = parser.get_doctest(block.code, names, name, None, 0)
+        report = io.StringIO()
+        doctest.DocTestRunner().run(test, out=report.write, clear_globs=False)
+        names = test.globs
+        complaints[block.line] = report.getvalue()
+    return names, complaints
+
+
+def clickhouse_statements() -> dict[str, list[str]]:
+    """Name -> statements; a comment line of one word names what follows it."""
+    named: dict[str, list[str]] = {}
+    for block in blocks("sql clickhouse"):
+        _, *parts = re.split(r"^-- (\w+)\n", block.code, flags=re.MULTILINE)
+        for name, code in zip(parts[::2], parts[1::2], strict=True):
+            statements = re.split(r";\s*(?:--.*)?\n", code)
+            named[name] = [s.strip() for s in statements if s.strip()]
+    return named
+
+
+def utc(milliseconds: int) -> datetime:
+    """Milliseconds since 1970, the document's unit of time, as a datetime."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
+
+
+def milliseconds(text: str) -> int:
+    """The reverse, out of ClickHouse's or PostgreSQL's text for a time in UTC."""
+    return round(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def rfc3339(milliseconds: int) -> str:
+    return f"{utc(milliseconds):%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03}Z"
+
+
+def as_parameter(kind: str, value: Any) -> str:
+    """The text of a ClickHouse query parameter of this type; times are milliseconds."""
+    if kind.startswith("DateTime64"):
+        return rfc3339(value).replace("T", " ").rstrip("Z")
+    if kind.startswith("DateTime"):
+        return f"{utc(value):%Y-%m-%d %H:%M:%S}"
+    if kind == "Date":
+        return f"{utc(value):%Y-%m-%d}"
+    return str(value)
+
+
+class ClickHouse:
+    """Runs the document's statements by name in a chDB session."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.statements = clickhouse_statements()
+
+    def query(self, sql: str, **parameters: str) -> list[list[Any]]:
+        answer = self.session.query(sql, "JSONCompactEachRow", params=parameters)
+        return [json.loads(line) for line in str(answer).splitlines()]
+
+    def run(
+        self, name: str, /, rows: Iterable[Mapping[str, Any]] = (), **parameters: Any
+    ) -> list[list[Any]]:
+        """Run what the document calls `name`; return the last statement's rows.
+
+        `rows` are messages, `at` in milliseconds, for an INSERT that ends in FORMAT.
+        """
+        lines = [json.dumps({**row, "at": rfc3339(row["at"])}) for row in rows]
+        answer: list[list[Any]] = []
+        for statement in self.statements[name]:
+            declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
+            texts = {
+                name: as_parameter(kind, parameters[name]) for name, kind in declared
+            }
+            answer = self.query("\n".join([statement, *lines]), **texts)
+        return answer
+
+    def fresh(self, database: str) -> None:
+        """Make `database` anew with the document's schema, and use it."""
+        self.query(f"DROP DATABASE IF EXISTS {database} SYNC")
+        self.query(f"CREATE DATABASE {database}")
+        self.query(f"USE {database}")
+        self.run("schema")
+
+    def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
+        """The two numbers, asked for as the API does: watermark first, then statistics."""
+        ((done, _),) = self.run("watermark")
+        times: dict[str, Any] = {"from": since, "to": until, "done": milliseconds(done)}
+        ((images, redder),) = self.run(
+            "statistics", client=client, above=above, **times
+        )
+        return int(images), int(redder)
