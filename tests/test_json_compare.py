@@ -1,4 +1,5 @@
 import copy
+import inspect
 import io
 import json
 import math
@@ -591,6 +592,15 @@ def test_a_hundred_thousand_levels_are_not_too_deep() -> None:
         assert_equal(left, right)
 
 
+def test_a_caller_deep_in_a_recursion_may_compare_as_well() -> None:
+    left, right = nested(900, 1), nested(900, 1)
+
+    def call(levels: int) -> bool:
+        return call(levels - 1) if levels else compare(left, right)
+
+    assert call(sys.getrecursionlimit() - len(inspect.stack()) - 100)
+
+
 def test_deep_values_are_shown_without_recursion() -> None:
     (found,) = differences(nested(100_000, 1), None)
     assert re.fullmatch(r'(\[{"a": )+.{0,20}…[\]}]+ != null', str(found))
@@ -1092,7 +1102,7 @@ def test_standard_input_cannot_be_both(
 def test_a_bad_standard_input_is_called_dash(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    feed(monkeypatch, b"[1,]")
+    feed(monkeypatch, b"[1 2]")
     assert main(["-", shell.file("right", "{}")]) == 2
     assert capsys.readouterr().err == (
         "json_compare.py: -: Expecting value: line 1 column 4\n"
