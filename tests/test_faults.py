@@ -278,7 +278,7 @@ def test_a_run_that_is_killed_again_and_again_finishes_what_is_left(
             if process.returncode != -signal.SIGKILL:
                 break
     assert process.returncode == 0, output
-    assert kills >= 3
+    assert kills >= 2
     assert task.is_complete()
     # Again at most what was in flight.
     assert server.saved.total() <= 30 + 4 * kills
