@@ -368,10 +368,10 @@ def _is_plainly_equal(left: Any, right: Any, near: float, levels: int) -> bool:
     """
     key_type: type
     members: Iterable[tuple[_Key, Any]]
-    if type(left) is type(right) is dict:
-        key_type, members = str, left.items()
-    elif type(left) is type(right) is list:
+    if type(left) is type(right) is list:
         key_type, members = int, enumerate(left)
+    elif type(left) is type(right) is dict:
+        key_type, members = str, left.items()
     else:
         return False
     if len(left) != len(right):

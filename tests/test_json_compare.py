@@ -1105,7 +1105,7 @@ def test_a_bad_standard_input_is_called_dash(
     feed(monkeypatch, b"[1 2]")
     assert main(["-", shell.file("right", "{}")]) == 2
     assert capsys.readouterr().err == (
-        "json_compare.py: -: Expecting value: line 1 column 4\n"
+        "json_compare.py: -: Expecting ',' delimiter: line 1 column 4\n"
     )
 
 
