@@ -463,15 +463,13 @@ def mirror_gif(image: Image.Image, data: bytes) -> bytes:
 
     Pillow would draw every frame in full and look for a new palette, with a loss.
     """
-    width = max(
-        struct.unpack_from("<H", data, 6)[0],
-        *(
-            sum(struct.unpack_from("<HxxH", data, at + 1))
-            for at, _, kind in gif_blocks(data)
-            if kind == GIF_FRAME
-        ),
-        0,
-    )
+    # A frame may reach beyond the screen; viewers make it larger then.
+    width, height = struct.unpack_from("<HH", data, 6)
+    for start, _, kind in gif_blocks(data):
+        if kind == GIF_FRAME:
+            left, top, w, h = struct.unpack_from("<4H", data, start + 1)
+            width, height = max(width, left + w), max(height, top + h)
+    check_size((width, height))
     out = bytearray(data[: 13 + gif_table_size(data[10])])
     struct.pack_into("<H", out, 6, width)
     pixels = 0

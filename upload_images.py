@@ -322,7 +322,7 @@ class Connection:
                 if attempt > self.server.retries:
                     reason += f" ({attempt} attempts)" if attempt > 1 else ""
                     raise Failure(reason, unanswered=failure.unanswered) from failure
-                wait = wait or backoff(attempt)
+                wait += backoff(attempt)  # also so that not all come back at once
                 words = printable(reason)
                 logger.info("%s; attempt %d in %.1f s", words, attempt + 1, wait)
                 await asyncio.sleep(wait)
