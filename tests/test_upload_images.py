@@ -859,7 +859,7 @@ def test_retry_after_is_waited_for(
     monkeypatch.setattr(upload_images, "datetime", Noon)
     later = httpx.Response(status, headers={"Retry-After": value})
     answering(later, later, httpx.Response(200))
-    monkeypatch.setattr(upload_images.random, "uniform", max)
+    monkeypatch.setattr("random.uniform", max)
     assert run(folder, "--url", URL) == 0
     # With the usual backoff on top, so that not all chains come back at once.
     assert naps == [90.5, 91.0]
