@@ -42,6 +42,7 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +70,7 @@ from upload_images import (
     add_shared_options,
     console,
     file_chunks,
+    folder_path,
     guarded,
     http_url,
     image_list,
@@ -91,6 +93,9 @@ logger = logging.getLogger(__name__)
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 # Against the true flip of a photo: 40 dB or more, at 1.5 times the size of quality 80.
 LOSSY_QUALITY = 90
+MAX_PAGES = 1000  # of a TIFF: Pillow takes time with the square of their number
+STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed together
+IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
 PROCESSORS = (
     len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
@@ -100,6 +105,82 @@ PROCESSORS = (
 
 class ImageError(ValueError):
     """These bytes cannot be mirrored; the text says why."""
+
+
+# ---- chains ----------------------------------------------------------------
+
+
+class Mirroring:
+    """What the download -> mirror -> upload chains of a run share."""
+
+    def __init__(self, server: Server, prefix: str, max_bytes: int) -> None:
+        self.server = server
+        self.prefix = prefix
+        self.max_bytes = max_bytes
+        # Each image holds its decoded pixels meanwhile: no more of them than can be
+        # worked on.
+        self.processors = asyncio.Semaphore(PROCESSORS)
+
+    async def chain(self, connection: Connection, name: str) -> Outcome:
+        """Download one image, mirror it, upload the result.
+
+        What goes wrong with it stands in the outcome.
+        """
+        outcome = Outcome(name, "mirrored", {"bytes_in": 0, "bytes_out": 0})
+        with recorded(outcome, connection):
+            check_name(name)
+            url = image_url(self.server.url, name)
+            _, data = await connection.get(url, self.max_bytes)
+            async with self.processors:
+                try:
+                    result = await asyncio.to_thread(mirror, data)
+                except ImageError as error:
+                    raise Failure(str(error)) from error
+            name = self.prefix + name
+            await connection.post(name, len(result), lambda: [result])
+            outcome.sizes = {"bytes_in": len(data), "bytes_out": len(result)}
+        return outcome
+
+
+def check_name(name: str) -> None:
+    """Raise Failure for a name that could lead anywhere but to an image of the list."""
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise Failure("the list should give names, not paths or URLs")
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        raise Failure("the name has control characters in it")
+
+
+def image_url(url: str, name: str) -> str:
+    """The URL of the image `name` under `url`, whose query string stays."""
+    base, query, parameters = url.partition("?")
+    quoted = urllib.parse.quote(name, safe="")
+    return f"{base.removesuffix('/')}/{quoted}{query}{parameters}"
+
+
+async def mirror_all(
+    server: Server, arguments: argparse.Namespace, batch: Batch
+) -> None:
+    """Mirror what the server's list shows as not yet mirrored; count it in `batch`."""
+    prefix = arguments.prefix
+    names = await image_list(server)
+    done: set[str] = set()
+    if prefix:
+        done = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+        names = [name for name in names if not name.startswith(prefix)]
+    names = [name for name in names if in_shard(name, arguments.shard)]
+    if arguments.again:
+        done = set()
+    batch.total = len(names)
+    for name in names:
+        if name in done:
+            sizes = {"bytes_in": 0, "bytes_out": 0}
+            batch.finish(Outcome(name, "skipped", sizes, error="already mirrored"))
+    left = [name for name in names if name not in done]
+    work = Mirroring(server, prefix, arguments.max_bytes)
+    # Python's own executor has no more than 32 threads; some look up host names.
+    threads = ThreadPoolExecutor(PROCESSORS + 4)
+    asyncio.get_running_loop().set_default_executor(threads)
+    await run_chains(server, min(arguments.chains, len(left)), left, work.chain, batch)
 
 
 # ---- pixels ----------------------------------------------------------------
@@ -155,6 +236,7 @@ def check_size(size: tuple[int, int], before: int = 0) -> int:
     pixels = size[0] * size[1]
     if pixels > limit:
         raise ImageError(f"too large an image: {pixels} pixels, the limit is {limit}")
+    pixels = max(pixels, limit // 20_000)  # the smallest frame takes its time, too
     if before + pixels > 2 * limit:
         words = f"more than {2 * limit} pixels in all its frames"
         raise ImageError(f"too large an animation: {words}")
@@ -288,7 +370,7 @@ def clean_xmp(xmp: bytes | None) -> bytes | None:
 
 
 def mirror_still(image: Image.Image, **options: Any) -> bytes:
-    """Mirror the first frame, with the metadata that Pillow can write."""
+    """Mirror the current frame, with the metadata that Pillow can write."""
     image.load()  # some metadata come behind the pixels
     info = image.info
     return encoded(
@@ -332,9 +414,6 @@ def mirror_bmp(image: Image.Image, data: bytes) -> bytes:
     end = start + 4 * image.width * image.height
     pixels = Image.frombytes("RGBA", image.size, data[start:end])
     return data[:start] + turn(pixels, 1).tobytes() + data[end:]
-
-
-IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
 
 
 def iptc_segment(iptc: bytes | None) -> bytes | None:
@@ -431,6 +510,8 @@ TIFF_TAGS = {
 
 def mirror_tiff(image: Image.Image, data: bytes) -> bytes:
     assert isinstance(image, ImageFile.ImageFile)
+    if getattr(image, "n_frames", 1) > MAX_PAGES:
+        raise ImageError(f"a TIFF of more than {MAX_PAGES} pages")
     pages, pixels = [], 0
     for number in range(getattr(image, "n_frames", 1)):
         image.seek(number)
@@ -703,9 +784,6 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
     return bytes(out + compressor.flush())
 
 
-STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed together
-
-
 ENCODERS = {
     "AVIF": mirror_avif,
     "BMP": mirror_bmp,
@@ -718,76 +796,6 @@ ENCODERS = {
     "TIFF": mirror_tiff,
     "WEBP": mirror_webp,
 }
-
-
-# ---- chains ----------------------------------------------------------------
-
-
-class Mirroring:
-    """What the download -> mirror -> upload chains of a run share."""
-
-    def __init__(self, server: Server, prefix: str, max_bytes: int) -> None:
-        self.server = server
-        self.prefix = prefix
-        self.max_bytes = max_bytes
-        # Each image holds its decoded pixels meanwhile: no more of them than can be
-        # worked on.
-        self.processors = asyncio.Semaphore(PROCESSORS)
-
-    async def chain(self, connection: Connection, name: str) -> Outcome:
-        """Download one image, mirror it, upload the result."""
-        outcome = Outcome(name, "mirrored", {"bytes_in": 0, "bytes_out": 0})
-        with recorded(outcome, connection):
-            check_name(name)
-            url = image_url(self.server.url, name)
-            _, data = await connection.get(url, self.max_bytes)
-            async with self.processors:
-                try:
-                    result = await asyncio.to_thread(mirror, data)
-                except ImageError as error:
-                    raise Failure(str(error)) from error
-            name = self.prefix + name
-            await connection.post(name, len(result), lambda: [result])
-            outcome.sizes = {"bytes_in": len(data), "bytes_out": len(result)}
-        return outcome
-
-
-def check_name(name: str) -> None:
-    """Raise Failure for a name that could lead anywhere but to an image of the list."""
-    if name in (".", "..") or "/" in name or "\\" in name:
-        raise Failure("the list should give names, not paths or URLs")
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        raise Failure("the name has control characters in it")
-
-
-def image_url(url: str, name: str) -> str:
-    """The URL of the image `name` under `url`, whose query string stays."""
-    base, query, parameters = url.partition("?")
-    quoted = urllib.parse.quote(name, safe="")
-    return f"{base.removesuffix('/')}/{quoted}{query}{parameters}"
-
-
-async def mirror_all(
-    server: Server, arguments: argparse.Namespace, batch: Batch
-) -> None:
-    """Mirror what the server's list shows as not yet mirrored; count it in `batch`."""
-    prefix = arguments.prefix
-    names = await image_list(server)
-    done: set[str] = set()
-    if prefix:
-        done = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-        names = [name for name in names if not name.startswith(prefix)]
-    names = [name for name in names if in_shard(name, arguments.shard)]
-    if arguments.again:
-        done = set()
-    batch.total = len(names)
-    for name in names:
-        if name in done:
-            sizes = {"bytes_in": 0, "bytes_out": 0}
-            batch.finish(Outcome(name, "skipped", sizes, error="already mirrored"))
-    left = [name for name in names if name not in done]
-    work = Mirroring(server, prefix, arguments.max_bytes)
-    await run_chains(server, min(arguments.chains, len(left)), left, work.chain, batch)
 
 
 # ---- the embedded server ---------------------------------------------------
@@ -822,7 +830,8 @@ class ImageServer(http.server.ThreadingHTTPServer):
         self.limit = limit
         super().__init__(("127.0.0.1", port), ImageHandler)
         for leftover in folder.glob(f"{UNFINISHED}*"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
     @property
     def url(self) -> str:
@@ -879,8 +888,10 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         except TimeoutError:
             self.refuse(http.HTTPStatus.REQUEST_TIMEOUT, "the body came too slowly")
         except OSError as error:
-            full = http.HTTPStatus.INSUFFICIENT_STORAGE
-            self.refuse(full, f"cannot be saved: {error.strerror}")
+            status, verb = http.HTTPStatus.INSUFFICIENT_STORAGE, "saved"
+            if self.command != "POST":
+                status, verb = http.HTTPStatus.FORBIDDEN, "read"
+            self.refuse(status, f"cannot be {verb}: {error.strerror}")
         except Failure as failure:  # a file that was changed while it was sent
             self.refuse(http.HTTPStatus.CONFLICT, str(failure))
 
@@ -945,7 +956,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         return None
 
     def receive(self) -> None:
-        """Save the images in the body of a POST, all of them or none."""
+        """Save the images in the body of a POST, each whole or not at all."""
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             raise Refusal(http.HTTPStatus.NOT_FOUND, f"POST images to {PATH}")
         body = Body(self.rfile, self.body_length())
@@ -1037,12 +1048,17 @@ def file_name(disposition: bytes) -> str | None:
     As browsers escape it in forms (WHATWG HTML), with backslashes (RFC 2183), or
     extended (RFC 8187).
     """
-    if match := re.search(rb"filename\*=utf-8''([^;\s]+)", disposition, re.IGNORECASE):
-        return urllib.parse.unquote(match[1].decode("latin-1"))
-    match = re.search(rb'filename="((?:[^"\\]|\\.)*)"|filename=([^;\s"]+)', disposition)
-    if match is None:
+    parameter = rb';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s"]*))'
+    values = {
+        key.lower(): quoted or token
+        for key, quoted, token in re.findall(parameter, disposition)
+    }
+    extended = values.get(b"filename*", b"")
+    if extended.lower().startswith(b"utf-8''"):
+        return urllib.parse.unquote(extended[7:].decode("latin-1"))
+    if b"filename" not in values:
         return None
-    name = re.sub(rb'\\(["\\])', rb"\1", match[1] or match[2] or b"")
+    name = re.sub(rb'\\(["\\])', rb"\1", values[b"filename"])
     for escaped, character in {b"%22": b'"', b"%0D": b"\r", b"%0A": b"\n"}.items():
         name = name.replace(escaped, character)
     return name.decode("utf-8", "surrogateescape")
@@ -1120,6 +1136,9 @@ class Body:
                     break
                 if line.lower().startswith(b"content-disposition:"):
                     name = file_name(line)
+            else:
+                words = "a part of the form has too many headers"
+                raise Refusal(http.HTTPStatus.BAD_REQUEST, words)
             if name is None:
                 for _ in self.until(delimiter):
                     pass
@@ -1240,10 +1259,10 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
         for name, path in results.items()
         if path.exists()
     ]
+    say(f"The originals and their mirror images are in {folder}")
     if pairs and status == 0:
         sheet = folder / "side_by_side.png"
         side_by_side(pairs).save(sheet)
-        say(f"The originals and their mirror images are in {folder}")
         say(f"To look at: {sheet}")
     return status
 
@@ -1251,7 +1270,7 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
 # ---- the command line ------------------------------------------------------
 
 
-def size(text: str) -> int:
+def byte_count(text: str) -> int:
     """Argument type: a number of bytes, such as 500000, 64MB or 1.5GB."""
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kMG]?)B?", text)
     units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -1323,12 +1342,17 @@ def _main(argv: Sequence[str] | None) -> int:
     add("--again", action="store_true", help="mirror what is mirrored already, too")
     add(
         "--max-bytes",
-        type=size,
+        type=byte_count,
         default="256MB",
         metavar="SIZE",
         help="largest image to download (default: 256MB)",
     )
-    add("--serve", type=Path, metavar="FOLDER", help="run the embedded server instead")
+    add(
+        "--serve",
+        type=folder_path,
+        metavar="FOLDER",
+        help="run the embedded server instead",
+    )
     add(
         "--port",
         type=port_number,

@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000/images/"
 CHUNK = 1 << 18  # bytes read from disk and handed to the socket at a time
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 MAX_LIST = 1 << 30  # bytes of a list of images
 MAX_WORDS = 1 << 16  # bytes of what a server has to say to a POST
 # Of RFC 9110's answers, those which say that the image is saved. 202 only promises it.
@@ -96,6 +97,34 @@ class Failure(Exception):
         super().__init__(reason)
         self.wait = wait
         self.unanswered = unanswered
+
+
+# ---- words -----------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would obey, or cannot encode, as escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def shorten(text: str, length: int) -> str:
+    """At most `length` characters of `text`."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people read it: 4.2 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            break
+        size /= 1000
+    else:
+        unit = "GB"
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 # ---- which files -----------------------------------------------------------
@@ -217,6 +246,11 @@ class Server:
     tls: ssl.SSLContext = dataclasses.field(default_factory=tls_context)
     answered: bool = False  # ever; until then, a refused connection ends the run
 
+    @property
+    def name(self) -> str:
+        """The URL as it may be shown, without a password."""
+        return str(httpx.URL(self.url).copy_with(userinfo=b""))
+
 
 class Connection:
     """One kept-alive connection to the server, with retries. Each chain has its own.
@@ -234,6 +268,8 @@ class Connection:
                 headers=[(b"Accept-Encoding", b"identity"), *server.headers],
                 limits=httpx.Limits(max_connections=1),
                 timeout=server.timeout,
+                # A proxy would not reach this machine's own loopback addresses.
+                trust_env=httpx.URL(server.url).host not in LOOPBACK,
                 verify=server.tls,
             )
         except (ImportError, ValueError, httpx.InvalidURL) as error:
@@ -241,7 +277,11 @@ class Connection:
             raise Trouble(message) from error
 
     async def get(self, url: str, limit: int) -> tuple[str, bytes]:
-        """Download `url`: its media type, and its content of up to `limit` bytes."""
+        """Download `url`: its media type, and its content of up to `limit` bytes.
+
+        Raises Failure, after retries where they can help, and Trouble if nothing has
+        ever answered there.
+        """
 
         async def read(response: httpx.Response) -> tuple[str, bytes]:
             coding = response.headers.get("Content-Encoding", "identity").lower()
@@ -270,7 +310,10 @@ class Connection:
     async def post(
         self, name: str, size: int, chunks: Callable[[], Iterable[bytes]]
     ) -> None:
-        """Upload an image of `size` bytes, which each call of `chunks` yields anew."""
+        """Upload an image of `size` bytes, which each call of `chunks` yields anew.
+
+        Raises what `get` raises, and what `chunks` does.
+        """
         content_type, head, tail = form_parts(self.server.field, name)
         length = len(head) + size + len(tail)
         headers = {"Content-Type": content_type, "Content-Length": str(length)}
@@ -358,7 +401,7 @@ class Connection:
             reason = error_text(error, self.server.timeout)
             if isinstance(error, httpx.ConnectError) and not self.server.answered:
                 hint = "python mirror_images.py --serve received/"
-                message = f"{self.server.url}: {reason}; to try it out, start {hint}"
+                message = f"{self.server.name}: {reason}; to try it out, start {hint}"
                 raise Trouble(message) from error
             raise Failure(reason, wait=0.0, unanswered=not answered) from error
 
@@ -388,9 +431,10 @@ def retry_after(headers: httpx.Headers) -> float:
 
 async def answer_text(response: httpx.Response) -> str:
     """An answer that is no success: its status and the beginning of its words."""
-    status = f"{response.status_code} {response.reason_phrase}".strip()
+    reason = shorten(response.reason_phrase, 80)
+    status = f"{response.status_code} {reason}".strip()
     if response.has_redirect_location:
-        location = response.headers["Location"]
+        location = shorten(response.headers["Location"], 200)
         return f"{status}: the server points to {location}; redirects are not followed"
     beginning = b""
     with suppress(httpx.RequestError):  # the status counts all the same
@@ -447,7 +491,7 @@ async def image_list(server: Server) -> list[str]:
         try:
             kind, content = await connection.get(server.url, MAX_LIST)
         except Failure as failure:
-            message = f"{server.url}: cannot get the list of images: {failure}"
+            message = f"{server.name}: cannot get the list of images: {failure}"
             raise Trouble(message) from failure
     beginning = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -458,7 +502,7 @@ async def image_list(server: Server) -> list[str]:
         kind = "no text in UTF-8"
     if kind not in ("", "text/plain", "application/octet-stream"):
         wanted = "expected a list of images as plain text, one name a line"
-        raise Trouble(f"{server.url}: {wanted}, but what came is {kind}")
+        raise Trouble(f"{server.name}: {wanted}, but what came is {kind}")
     lines = (line.removesuffix("\r") for line in text.split("\n"))
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
@@ -493,9 +537,10 @@ def recorded(outcome: Outcome, connection: Connection) -> Iterator[None]:
     connection.attempts = 0
     try:
         yield
-    except (Failure, OSError) as error:
+    except (Failure, OSError, MemoryError) as error:
         outcome.status = "failed"
-        outcome.error = getattr(error, "strerror", None) or str(error)
+        words = getattr(error, "strerror", None) or str(error)
+        outcome.error = words or "there is not enough memory"
         outcome.unanswered = getattr(error, "unanswered", False)
     finally:
         outcome.seconds = time.monotonic() - start
@@ -530,7 +575,10 @@ class Report:
 
     def close(self) -> None:
         if self.descriptor is not None:
-            os.close(self.descriptor)
+            try:
+                os.close(self.descriptor)
+            except OSError:  # some file systems tell only now
+                self.broken = True
 
 
 class Console(logging.StreamHandler[TextIO]):
@@ -638,8 +686,11 @@ class Batch:
             self.bytes += list(outcome.sizes.values())[-1]
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
         logger.log(level, "%s: %s", outcome.name, outcome.error or outcome.status)
-        self.unanswered = self.unanswered + 1 if outcome.unanswered else 0
-        if self.unanswered and self.unanswered == self.give_up_after:
+        if outcome.unanswered:
+            self.unanswered += 1
+        elif outcome.attempts:  # what made no request says nothing of the server
+            self.unanswered = 0
+        if outcome.unanswered and self.unanswered == self.give_up_after:
             logger.error(
                 "giving up: the last %d images got no answer", self.give_up_after
             )
@@ -715,7 +766,10 @@ async def run_chains(
 
 
 async def upload(connection: Connection, path: Path) -> Outcome:
-    """Send one file to the server, under the last part of its path."""
+    """Send one file to the server, under the last part of its path.
+
+    What goes wrong with it stands in the outcome.
+    """
     outcome = Outcome(path.name, "uploaded", {"bytes": 0})
     with recorded(outcome, connection):
         if not path.is_file():  # a pipe would keep open() waiting
@@ -756,53 +810,30 @@ async def upload_all(
 # ---- the command line ------------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey, or cannot encode, as escape sequences."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
-
-
-def shorten(text: str, length: int) -> str:
-    """At most `length` characters of `text`."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def size_text(size: float) -> str:
-    """A number of bytes as people read it: 4.2 MB."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "GB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
 def http_url(text: str) -> str:
     """Argument type: an absolute http or https URL."""
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
     if url.port is not None and not 1 <= url.port <= 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: ports go from 1 to 65535")
+    if url.fragment:
+        raise argparse.ArgumentTypeError(f"{text!r}: a fragment (#) is never sent")
     if url.scheme not in ("http", "https") or not url.host:
         message = f"{text!r} is no http or https URL, such as {DEFAULT_URL}"
         raise argparse.ArgumentTypeError(message)
     return text
 
 
-def folder(text: str) -> Path:
+def folder_path(text: str) -> Path:
     """Argument type: the path of a folder; Path("") would be the current one."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return Path(text)
 
 
-def header(text: str) -> tuple[bytes, bytes]:
+def header_field(text: str) -> tuple[bytes, bytes]:
     """Argument type: a header field, 'Name: value' (RFC 9110, section 5)."""
     name, colon, value = text.partition(":")
     if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
@@ -826,7 +857,7 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def seconds(text: str) -> float:
+def duration(text: str) -> float:
     """Argument type: a time in seconds, more than 0."""
     try:
         value = float(text)
@@ -838,7 +869,7 @@ def seconds(text: str) -> float:
     return value
 
 
-def shard(text: str) -> tuple[int, int]:
+def shard_number(text: str) -> tuple[int, int]:
     """Argument type: K/N, the K-th of N parts."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -860,7 +891,7 @@ def add_shared_options(parser: Parser) -> None:
     add("--field", default="file", help="name of the form field (default: file)")
     add(
         "--header",
-        type=header,
+        type=header_field,
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
@@ -875,7 +906,7 @@ def add_shared_options(parser: Parser) -> None:
     )
     add(
         "--timeout",
-        type=seconds,
+        type=duration,
         default=30.0,
         metavar="SECONDS",
         help="time without a byte after which an attempt has failed (default: 30)",
@@ -889,7 +920,7 @@ def add_shared_options(parser: Parser) -> None:
     )
     add(
         "--shard",
-        type=shard,
+        type=shard_number,
         default=(1, 1),
         metavar="K/N",
         help="only the K-th of N disjoint parts, by a hash of the name",
@@ -998,7 +1029,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(description="Upload the images in a folder to an image service.")
-    parser.add_argument("folder", type=folder, metavar="FOLDER")
+    parser.add_argument("folder", type=folder_path, metavar="FOLDER")
     parser.add_argument(
         "--url",
         type=http_url,

@@ -38,11 +38,9 @@ SCRIPTS = {"mirrored": "mirror_images.py", "uploaded": "upload_images.py"}
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short waits, and nothing from the environment."""
+    """Short waits."""
     monkeypatch.setattr(upload_images, "FIRST_BACKOFF", 0.001)
     monkeypatch.setattr(upload_images, "LONGEST_BACKOFF", 0.01)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.delenv("IMAGES_URL", raising=False)
 
 
 class Task:

@@ -43,6 +43,7 @@ from PIL import (
 )
 
 import mirror_images
+import upload_images
 from mirror_images import ImageError, ImageHandler, ImageServer, mirror
 from upload_images import Connection, Outcome
 
@@ -1401,7 +1402,6 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
             super().receive()
 
     monkeypatch.setattr(mirror_images, "ImageHandler", Handler)
-    monkeypatch.delenv("IMAGES_URL", raising=False)
     with ImageServer(service.folder).running() as url:
         service.url = url
         yield service
@@ -1704,7 +1704,7 @@ def test_a_download_of_unknown_length_is_cut_off(
     [("1", 1), ("500000", 500_000), ("64MB", 64_000_000), ("1.5GB", 1_500_000_000)],
 )
 def test_a_size_may_be_written_as_people_write_it(text: str, size: int) -> None:
-    assert mirror_images.size(text) == size
+    assert mirror_images.byte_count(text) == size
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1TB", "", "1e9", "0.1"])
@@ -1971,13 +1971,62 @@ def test_ctrl_c_drops_what_is_in_flight_and_tells_what_was_done(
     assert "GET /images/d.png" not in service.requests
 
 
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (b'; name="filename=x.png"; filename="real.png"', "real.png"),
+        (b"; filename=\"a filename*=utf-8''b.png\"", "a filename*=utf-8''b.png"),
+        (b"; filename=plain.png", "plain.png"),
+        (b"; filename=\"a.png\"; filename*=UTF-8''%C3%A4.png", "ä.png"),
+        (b'; name="file"', None),
+    ],
+)
+def test_the_file_name_is_looked_for_outside_of_quoted_text_only(
+    disposition: bytes, name: str | None
+) -> None:
+    header = b"Content-Disposition: form-data" + disposition
+    assert mirror_images.file_name(header) == name
+
+
+def test_a_tiff_of_very_many_pages_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_images, "MAX_PAGES", 2)
+    page = Image.new("L", (3, 2))
+    for count in (2, 3):
+        file = io.BytesIO()
+        page.save(file, "TIFF", save_all=True, append_images=[page] * (count - 1))
+        if count == 2:
+            assert len(shown(mirror_images.mirror(file.getvalue()))) == 2
+        else:
+            with pytest.raises(ImageError, match="more than 2 pages"):
+                mirror_images.mirror(file.getvalue())
+
+
+def test_an_image_that_does_not_fit_into_memory_stops_no_other(
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    service.add("a.png", "b.png")
+    get = upload_images.Connection.get
+
+    async def exhausted(self: Any, url: str, limit: int) -> tuple[str, bytes]:
+        if url.endswith("a.png"):
+            raise MemoryError
+        return await get(self, url, limit)
+
+    monkeypatch.setattr(upload_images.Connection, "get", exhausted)
+    assert run(service, "--chains", "1") == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("1 mirrored, 1 failed, ")
+    assert "a.png: there is not enough memory" in captured.err
+
+
 # ---- without a URL ---------------------------------------------------------
 
 
 @pytest.fixture
 def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the temporary folder with the samples will be."""
-    monkeypatch.delenv("IMAGES_URL", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -2184,11 +2233,11 @@ def test_a_path_that_is_no_image_of_the_folder_is_refused(
     served: tuple[Path, str], path: str, status: int
 ) -> None:
     folder, url = served
-    folder.parent.joinpath("secret.png").write_bytes(b"secret")
+    folder.parent.joinpath("secret.png").write_bytes(b"hidden")
     request = f"GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
     answer = exchange(url, request.encode())
     assert int(answer.split()[1]) == status
-    assert b"secret\n" not in answer.replace(b"secret.png", b"")
+    assert b"hidden" not in answer
 
 
 def test_a_form_is_saved(served: tuple[Path, str]) -> None:

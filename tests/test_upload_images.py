@@ -47,16 +47,6 @@ SUMMARY = (
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of the machine that runs the tests."""
-    for name in ("IMAGES_URL", "SSL_CERT_FILE", "SSL_CERT_DIR", "PYTHONUNBUFFERED"):
-        monkeypatch.delenv(name, raising=False)
-    for scheme in ("http", "https", "all", "no"):
-        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
-        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
-
-
-@pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that asyncio.sleep was asked for; it only yields to other tasks."""
     taken: list[float] = []
@@ -1013,6 +1003,18 @@ def test_give_up_after_ends_the_run_when_nothing_answers(
 
 
 @respx.mock
+def test_a_file_that_is_not_sent_changes_nothing_in_the_count_for_give_up_after(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(folder, *(f"{number}.png" for number in range(9)))
+    folder.joinpath("1.png").write_bytes(b"")
+    answering(*[httpx.ReadTimeout("")] * 9)
+    one_by_one = ["--connections", "1", "--retries", "0"]
+    assert run(folder, "--url", URL, "--give-up-after", "3", *one_by_one) == 1
+    assert "0 uploaded, 4 failed, 0 skipped, 5 not tried" in capsys.readouterr().out
+
+
+@respx.mock
 def test_any_answer_starts_the_count_for_give_up_after_anew(folder: Path) -> None:
     write(folder, *(f"{i}.png" for i in range(10)))
     silence, answer = httpx.ReadTimeout(""), httpx.Response(404)
@@ -1629,8 +1631,22 @@ def test_an_environment_that_cannot_work_is_told_in_one_line(
     write(folder, "a.png")
     monkeypatch.setenv(variable, value)
     monkeypatch.setitem(sys.modules, "socksio", None)  # as where it is not installed
-    assert run(folder) == 2
+    # A proxy is not asked for this machine's own addresses.
+    options = [] if variable == "IMAGES_URL" else ["--url", URL]
+    assert run(folder, *options) == 2
     assert told_in_one_line(capsys.readouterr(), words)
+
+
+def test_no_proxy_is_asked_for_this_machines_own_addresses(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_port: int
+) -> None:
+    write(folder, "a.png")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{silent_port}")
+    received = tmp_path / "received"
+    received.mkdir()
+    with mirror_images.ImageServer(received).running() as url:
+        assert run(folder, "--url", url) == 0
+    assert (received / "a.png").exists()
 
 
 def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
