@@ -749,6 +749,15 @@ def test_a_second_matcher_on_the_same_partition_moves_nothing(
     assert database(advance + advance) == [["3"]]
 
 
+def test_a_matcher_cannot_take_back_how_far_a_dropped_day_moved_the_time(
+    database: Database,
+) -> None:
+    database("INSERT INTO matchers VALUES (3, 100, '2026-03-01Z');")
+    database("SELECT drop_feed_day('2026-03-01');")
+    database("EXECUTE advance(3, 100, 150, '2026-03-02Z');")
+    assert database("SELECT highest_at FROM matchers;") == [["2026-03-09 00:00:00+00"]]
+
+
 def test_a_claimed_webhook_is_not_claimed_again_while_its_lease_lasts(
     database: Database,
 ) -> None:
@@ -898,6 +907,17 @@ def test_the_start_version_notifies_as_the_matcher_does(started: Database) -> No
         "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
     )
     assert {image: set(ids.split()) for image, ids in rows} == expected != {}
+
+
+def test_a_late_image_of_a_dropped_day_is_counted_but_notifies_nobody(
+    started: Database,
+) -> None:
+    started("SELECT set_threshold(81, gen_random_uuid(), 5::smallint, '2026-02-28Z');")
+    started("SELECT drop_feed_day('2026-03-01');")
+    first, last = (Image(81, START + n, uuid(n), 9000) for n in (1, DAY))
+    assert started(take(first) + take(last)) == [["0"], ["1"]]
+    counted = "EXECUTE statistics(81, '2026-03-01Z', '2026-03-02Z', 0);"
+    assert started(counted) == [["1", "1"]]
 
 
 # --- The interface --------------------------------------------------------------------
