@@ -43,6 +43,62 @@ def test_every_python_block_runs_as_written(line: int) -> None:
     assert COMPLAINTS[line] == ""
 
 
+def test_a_signature_is_that_of_standard_webhooks_and_holds_for_five_minutes() -> None:
+    secret, id_ = (
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+    )
+    signed = secret, id_, 1_614_265_330, b'{"test": 2432232314}'
+    signature = NAMES["sign"](*signed)
+    # The example of the Standard Webhooks libraries.
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    good = [
+        NAMES["verify"](*signed, f"v1,old {signature}", now=1_614_265_330 + late)
+        for late in (-301, -300, 0, 300, 301)
+    ]
+    assert good == [False, True, True, True, False]
+    assert not NAMES["verify"](*signed, "v1,old", now=1_614_265_330)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "fd00::1",
+        "fe80::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+        "2001:0:a00:1::",
+    ],
+)
+def test_a_webhook_may_not_connect_to_an_internal_address(address: str) -> None:
+    assert not NAMES["public"](address)
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"]
+)
+def test_a_webhook_may_connect_to_a_public_address(address: str) -> None:
+    assert NAMES["public"](address)
+
+
+def test_a_hot_client_is_spread_from_the_new_epoch_on_and_not_before() -> None:
+    ids = [f"019ca6b1-dc7b-747c-9980-0000{n:08x}" for n in range(1_000)]
+    begin = NAMES["EPOCHS"][-1][0]
+    before, after = (
+        {NAMES["partition"](81, image, at) for image in ids}
+        for at in (begin - 1, begin)
+    )
+    assert (before, after) == ({11}, {2, 18, 20, 23})
+
+
 # --- Images, as RED would send them ---------------------------------------------------
 
 
