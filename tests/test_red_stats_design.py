@@ -43,6 +43,62 @@ def test_every_python_block_runs_as_written(line: int) -> None:
     assert COMPLAINTS[line] == ""
 
 
+def test_a_signature_is_that_of_standard_webhooks_and_holds_for_five_minutes() -> None:
+    secret, id_ = (
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+    )
+    signed = secret, id_, 1_614_265_330, b'{"test": 2432232314}'
+    signature = NAMES["sign"](*signed)
+    # The example of the Standard Webhooks libraries.
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    good = [
+        NAMES["verify"](*signed, f"v1,old {signature}", now=1_614_265_330 + late)
+        for late in (-301, -300, 0, 300, 301)
+    ]
+    assert good == [False, True, True, True, False]
+    assert not NAMES["verify"](*signed, "v1,old", now=1_614_265_330)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "fd00::1",
+        "fe80::1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+        "2001:0:a00:1::",
+    ],
+)
+def test_a_webhook_may_not_connect_to_an_internal_address(address: str) -> None:
+    assert not NAMES["public"](address)
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"]
+)
+def test_a_webhook_may_connect_to_a_public_address(address: str) -> None:
+    assert NAMES["public"](address)
+
+
+def test_a_hot_client_is_spread_from_the_new_epoch_on_and_not_before() -> None:
+    ids = [f"019ca6b1-dc7b-747c-9980-0000{n:08x}" for n in range(1_000)]
+    begin = NAMES["EPOCHS"][-1][0]
+    before, after = (
+        {NAMES["partition"](81, image, at) for image in ids}
+        for at in (begin - 1, begin)
+    )
+    assert (before, after) == ({11}, {2, 18, 20, 23})
+
+
 # --- Images, as RED would send them ---------------------------------------------------
 
 
@@ -749,6 +805,15 @@ def test_a_second_matcher_on_the_same_partition_moves_nothing(
     assert database(advance + advance) == [["3"]]
 
 
+def test_a_matcher_cannot_take_back_how_far_a_dropped_day_moved_the_time(
+    database: Database,
+) -> None:
+    database("INSERT INTO matchers VALUES (3, 100, '2026-03-01Z');")
+    database("SELECT drop_feed_day('2026-03-01');")
+    database("EXECUTE advance(3, 100, 150, '2026-03-02Z');")
+    assert database("SELECT highest_at FROM matchers;") == [["2026-03-09 00:00:00+00"]]
+
+
 def test_a_claimed_webhook_is_not_claimed_again_while_its_lease_lasts(
     database: Database,
 ) -> None:
@@ -898,6 +963,17 @@ def test_the_start_version_notifies_as_the_matcher_does(started: Database) -> No
         "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
     )
     assert {image: set(ids.split()) for image, ids in rows} == expected != {}
+
+
+def test_a_late_image_of_a_dropped_day_is_counted_but_notifies_nobody(
+    started: Database,
+) -> None:
+    started("SELECT set_threshold(81, gen_random_uuid(), 5::smallint, '2026-02-28Z');")
+    started("SELECT drop_feed_day('2026-03-01');")
+    first, last = (Image(81, START + n, uuid(n), 9000) for n in (1, DAY))
+    assert started(take(first) + take(last)) == [["0"], ["1"]]
+    counted = "EXECUTE statistics(81, '2026-03-01Z', '2026-03-02Z', 0);"
+    assert started(counted) == [["1", "1"]]
 
 
 # --- The interface --------------------------------------------------------------------
@@ -1080,8 +1156,8 @@ def test_the_example_webhook_is_signed_with_the_example_secret() -> None:
 def test_the_example_message_has_the_time_that_is_inside_its_id(
     check: Callable[[Any, Any], None],
 ) -> None:
-    (block,) = blocks("json")
-    message = json.loads(block.code)
+    (posted,) = [e for e in EXAMPLES if "messages" in e.target and not e.status]
+    message = json.loads(posted.body)["messages"][0]
     check(message, {"$ref": "#/components/schemas/Message"})
     inside = int(message["image_id"].replace("-", "")[:12], 16)
     assert rfc3339(inside) == message["at"]
@@ -1111,7 +1187,6 @@ def test_every_block_is_of_a_kind_that_is_executed_or_rendered() -> None:
     assert set(infos) == {
         "mermaid",
         "python",
-        "json",
         "http",
         "yaml",
         "sql postgresql",
