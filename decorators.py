@@ -1364,9 +1364,15 @@ def _say(text: str) -> None:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1391,7 +1397,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--demo", action="store_true", help="decorate, run and report a small program")
     args = parser.parse_args(argv)
     if bool(args.log) == args.demo:
-        parser.error("which logs? Give one or more, or --demo")
+        parser.error("give one or more logs, or --demo alone")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -1400,8 +1406,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # `| head` has seen enough; the flush at exit must not fail once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:  # such as a full disk
+        _discard_output()
+        _say(f"standard output: {error.strerror}")
+        return 2
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -1410,14 +1424,14 @@ def _report(args: argparse.Namespace) -> int:
         report = Report(args.pstats)
         logs = [run_demo()] if args.demo else args.log
     except (OSError, subprocess.SubprocessError) as error:
-        _say(str(error))
+        _say(_reason(error))
         return 2
     for log in logs:
         try:
             for line in read_log(log):
                 report.read(line)
         except (OSError, EOFError, zlib.error) as error:
-            _say(f"{log}: {error}")
+            _say(f"{log}: {getattr(error, 'strerror', None) or error}")
             status = 2
     if report.damaged:
         _say(f"damaged lines left out: {report.damaged}")

@@ -270,14 +270,14 @@ def what_is(data: bytes) -> str:
         brand = data[8:12].decode("latin-1")
         if brand in ("avif", "avis"):
             return "a damaged AVIF image"
-        return f"a {printable(brand)!r} file (HEIC, or a film?)"
+        return f"a '{printable(brand)}' file (HEIC, or a film?)"
     if not data:
         return "nothing at all (0 bytes)"
     with contextlib.suppress(UnicodeDecodeError):
         # Not decode(): the end may have cut a character in two.
         text = codecs.getincrementaldecoder("utf-8")().decode(start)
         if not re.search(r"[\0-\x08\x0e-\x1f\x7f]", text):
-            return f"text that begins {printable(text[:40])!r}"
+            return f"text that begins '{' '.join(text[:40].split())}'"
     first = data[:8].hex(" ")
     return f"{len(data)} bytes of an unknown or damaged format ({first} …)"
 
@@ -1150,14 +1150,21 @@ class Body:
 
 def serve(folder: Path, port: int, verbosity: int) -> int:
     """Run the embedded server until Ctrl-C."""
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "not a folder" if folder.exists() else error.strerror
+        raise Trouble(f"cannot serve {folder}: {reason}") from error
+    try:
         server = ImageServer(folder, port)
     except OSError as error:
-        message = f"cannot serve {folder} at port {port}: {error.strerror}"
+        hint = "choose another one with --port"
+        message = f"cannot listen at port {port}: {error.strerror}; {hint}"
         raise Trouble(message) from error
     with console(verbosity), server:
-        say(f"Serving {folder} at {server.url} - Ctrl-C ends it")
+        what = f"{folder}, a new folder," if new else folder
+        say(f"Serving {what} at {server.url} - Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
@@ -1272,9 +1279,11 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
 
 def byte_count(text: str) -> int:
     """Argument type: a number of bytes, such as 500000, 64MB or 1.5GB."""
-    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kMG]?)B?", text)
-    units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-    value = int(float(match[1]) * units[match[2]]) if match else 0
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([kMG]?)(i?)B?", text)
+    value = 0
+    if match:
+        power = " kMG".index(match[2] or " ")
+        value = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     if value < 1:
         message = f"{text!r} is not a number of bytes, such as 64MB"
         raise argparse.ArgumentTypeError(message)

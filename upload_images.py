@@ -788,6 +788,9 @@ async def upload_all(
 ) -> None:
     """Upload the images in the folder, and count them in `batch`."""
     images, others, unreadable = find_files(arguments.folder, arguments.recursive)
+    if not images:
+        hint = "" if arguments.recursive else "; --recursive goes into subfolders"
+        logger.warning("there are no images in %s%s", arguments.folder, hint)
     images = [path for path in images if in_shard(path.name, arguments.shard)]
     others = [path for path in others if in_shard(path.name, arguments.shard)]
     skipped = [(path.name, "not an image by its name") for path in others]

@@ -1753,7 +1753,19 @@ def test_a_folder_that_cannot_be_written_gives_exit_status_2(
     log.write_text("\n".join(profile_lines()))
 
     assert main([str(log), "--pstats", str(log)]) == 2
-    assert capsys.readouterr().err.startswith("decorators.py: [Errno 17] File exists: ")
+    assert capsys.readouterr().err == f"decorators.py: {log}: File exists\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_is_full_gives_exit_status_2(tmp_path: Path) -> None:
+    log = tmp_path / "app.log"
+    log.write_text(timed_line())
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(SCRIPT), str(log)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    words = "decorators.py: standard output: No space left on device\n"
+    assert done.stderr == words
 
 
 def broken_logs(tmp_path: Path) -> dict[str, Path]:
