@@ -1762,10 +1762,10 @@ def test_an_output_that_is_full_gives_exit_status_2(tmp_path: Path) -> None:
     log.write_text(timed_line())
     with open("/dev/full", "w") as full:
         command = [sys.executable, str(SCRIPT), str(log)]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2
-    words = "decorators.py: standard output: No space left on device\n"
-    assert done.stderr == words
+        process = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE)
+        _, words = process.communicate()
+    assert process.returncode == 2
+    assert words == b"decorators.py: standard output: No space left on device\n"
 
 
 def broken_logs(tmp_path: Path) -> dict[str, Path]:
