@@ -93,7 +93,7 @@ def answer(status: str, body: str | bytes, *headers: str) -> bytes:
 # What is sent instead of the right answer, the request being ignored.
 INSTEAD = {
     Fault.STALL: b"",
-    Fault.TOO_MANY: answer("429 Too Many Requests", "slow down", "Retry-After: 1"),
+    Fault.TOO_MANY: answer("429 Too Many Requests", "slow down", "Retry-After: 0"),
     Fault.ERROR: answer("500 Internal Server Error", "out of order"),
     Fault.BUSY: answer("503 Service Unavailable", "come back later"),
     Fault.REDIRECT: answer("302 Found", "", "Location: http://127.0.0.1:9/elsewhere"),
