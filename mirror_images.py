@@ -198,8 +198,8 @@ def mirror(data: bytes) -> bytes:
     WebP or AVIF are all mirrored. An MPO photo becomes the JPEG that viewers show.
 
     Raises ImageError, and nothing else, if `data` is no image in one of FORMATS, is
-    damaged, too large (Pillow's MAX_IMAGE_PIXELS; twice that for all frames together)
-    or cannot be written back without loss of depth.
+    damaged, too large (Pillow's MAX_IMAGE_PIXELS; twice that for all frames together;
+    MAX_PAGES of a TIFF) or cannot be written back without loss of depth.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
