@@ -256,7 +256,7 @@ class Connection:
     """One kept-alive connection to the server, with retries. Each chain has its own.
 
     In a pool that all chains share, httpcore would look through all connections for
-    every request: 100 of them cost seven times the processor time of 100 clients with
+    every request: 100 of them cost nine times the processor time of 100 clients with
     a single one.
     """
 
