@@ -210,8 +210,14 @@ def _walk(
                     members = _object_members(a, b, path)
                 elif key_to_match := rules.get(()):
                     members = _matched_elements(a, b, path, key_to_match)
-                else:
-                    members = _elements(a, b, path, rules, places, align)
+                elif len(a) == len(b):
+                    members = _elements(a, b)
+                elif align:
+                    ends = _count_equal_ends(a, b, path, rules, places)
+                    members = _elements(a, b, *ends)
+                else:  # without rules, a surplus element settles it
+                    head = 0 if rules else min(len(a), len(b))
+                    members = _elements(a, b, head)
                 break
             elif kind != other or not (
                 _same_number(a, b, places) if kind == "number" else a == b
@@ -276,29 +282,34 @@ def _object_members(
 
 
 def _elements(
-    left: Any, right: Any, path: _Path, rules: _Rules, places: int, align: bool
+    left: Sequence[Any], right: Sequence[Any], head: int = 0, tail: int = 0
 ) -> _Members:
-    """Pair elements by position; to align, skip those that are equal from both ends."""
+    """Pair elements by position, except the first `head` and the last `tail`."""
+    return zip_longest(
+        range(head, max(len(left), len(right)) - tail),
+        islice(left, head, len(left) - tail),
+        islice(right, head, len(right) - tail),
+        fillvalue=_ABSENT,
+    )
+
+
+def _count_equal_ends(
+    left: Sequence[Any], right: Sequence[Any], path: _Path, rules: _Rules, places: int
+) -> tuple[int, int]:
+    """Count the elements that are equal from the start, then those from the end."""
 
     def equal(index: int, b: Any) -> bool:
-        # To align in there, too, could take exponential time for the same result.
+        # Aligning inside of them, too, could take exponential time for the same result.
         member = iter([(index, left[index], b)])
         return next(_walk(member, path, rules, places, align=False), None) is None
 
-    head = tail = 0
     shorter = min(len(left), len(right))
-    if len(left) != len(right) and align:
-        while head < shorter and equal(head, right[head]):
-            head += 1
-        while tail < shorter - head and equal(len(left) - tail - 1, right[-tail - 1]):
-            tail += 1
-    elif len(left) != len(right) and not rules:
-        head = shorter  # a single difference is enough
-    lefts = islice(left, head, len(left) - tail)
-    rights = islice(right, head, len(right) - tail)
-    pairs = zip_longest(lefts, rights, fillvalue=_ABSENT)
-    for index, (a, b) in enumerate(pairs, head):
-        yield index, a, b
+    head = tail = 0
+    while head < shorter and equal(head, right[head]):
+        head += 1
+    while tail < shorter - head and equal(len(left) - tail - 1, right[-tail - 1]):
+        tail += 1
+    return head, tail
 
 
 def _matched_elements(

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import tracemalloc
 import unittest
 from collections import OrderedDict, defaultdict
@@ -263,6 +262,71 @@ def test_negative_places_are_refused(function: Callable[..., object]) -> None:
 
 # Where documents differ
 
+X = "x" * 30
+
+# left, right, arguments, and how each difference reads
+FOUND: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
+    "values": (1, 2.5, {}, ["1 != 2.5"]),
+    "members": ({"price": 1.00001}, {"price": 1.00002}, {}, ["/price: 1.00001 != 1.00002"]),
+    "values of other types": ([True, None], [1, "null"], {}, ["/0: true != 1", '/1: null != "null"']),
+    "arrays and objects": ([[1, "a"], {}], {"b": [{}]}, {}, ['[[1, "a"], {}] != {"b": [{}]}']),
+    "constants": ([NAN, -INFINITY], [0, "é"], {}, ["/0: NaN != 0", '/1: -Infinity != "é"']),
+    "Decimals": (Decimal("1.50"), Decimal("-Infinity"), {}, ["1.50 != -Infinity"]),
+    "subclasses": ([Level.LOW, Name("a")], [True, "b"], {}, ["/0: 1 != true", '/1: "a" != "b"']),
+    "control characters": ({"a\n/\x1b": "\n"}, {"a\n/\x1b": '"'}, {}, [r'/a\n~1\u001b: "\n" != "\""']),
+    "what is not JSON, inside": ({"a": [{1}]}, {}, {}, ['/a: only in left: ["{1}"]']),
+    "what only the right object has comes last": (
+        {"z": 1, "y": {"b": 1}, "x": 1}, {"new": 0, "x": 2, "y": {"a": [0], "b": 2}, "newer": None}, {},
+        ["/z: only in left: 1", "/y/b: 1 != 2", "/y/a: only in right: [0]", "/x: 1 != 2",
+         "/new: only in right: 0", "/newer: only in right: null"],
+    ),
+    "a long string": (X + X, 1, {}, [f'"{X}{X[1:]}… != 1']),
+    "a string that just fits": (X + X[2:], 1, {}, [f'"{X}{X[2:]}" != 1']),
+    "a long string inside": ([{"text": X * 4}], [], {}, ['/0: only in left: {"text": "' + X + "x" * 20 + "…"]),
+    "a long array": ([[100] * 100], [], {}, ["/0: only in left: [100" + ", 100" * 11 + ",…"]),
+    "strings that differ late": (X * 9 + "a" + X * 9, X * 9 + "b", {}, [f'…{X}a{X[1:]}… != …{X}b"']),
+    "strings that differ just within sight": (
+        X + X[2:] + "a" + X, X + X[2:] + "b", {}, [f'"{X}{X[2:]}a… != "{X}{X[2:]}b…'],
+    ),
+    "strings one of which goes on": (X * 9 + "a", X * 9, {}, [f'…{X}a" != …{X}"']),
+    "long integers": (10**99, 10**99 + 1, {}, ["…" + "0" * 31 + " != …" + "0" * 30 + "1"]),
+    "integers too long for str()": (10**5000, 10**5000 + 1, {}, ["… != …"]),
+    "an array with elements put in": ([1, 2, 3], [1, 8, 9, 2, 3], {}, ["/1: only in right: 8", "/2: only in right: 9"]),
+    "an array with elements taken out": ([1, 8, 9, 2, 3], [1, 2, 3], {}, ["/1: only in left: 8", "/2: only in left: 9"]),
+    "an array with elements at the end": ([1, 2], [1, 2, 3], {}, ["/2: only in right: 3"]),
+    "an array that repeats itself": ([1, 2, 1, 2], [1, 2], {}, ["/2: only in left: 1", "/3: only in left: 2"]),
+    "an array with two changes": ([1, 2, 3], [0, 1, 9, 2, 3], {}, ["/0: 1 != 0", "/1: only in right: 1", "/2: only in right: 9"]),
+    "an array whose elements moved": ([1, 2, 3], [2, 3, 1], {}, ["/0: 1 != 2", "/1: 2 != 3", "/2: 3 != 1"]),
+    "an array inside of one": ({"a": [[1], [3, 4]]}, {"a": [0, [1], [3, 4, 5]]}, {}, [
+        "/a/0: [1] != 0", "/a/1/0: 3 != 1", "/a/1/1: only in left: 4", "/a/2: only in right: [3, 4, 5]",
+    ]),
+    "elements aligned by the rules": (
+        [{"n": 1.000001, "at": 1}, {"n": 2}], [{"n": 0}, {"n": 1.000002, "at": 2}, {"n": 2.0, "at": 3}],
+        {"ignore": ["/*/at"]}, ['/0: only in right: {"n": 0}'],
+    ),
+    "matched elements": (
+        {"a": [{"id": 1, "n": 1}, {"id": "1"}, {"id": 3, "n": 3}]}, {"a": [{"id": 4}, {"id": 3, "n": 3}, {"id": 1, "n": 0}]},
+        {"match": {"/a": "id"}}, ["/a/0/n: 1 != 0", '/a/1: only in left: {"id": "1"}', '/a/0: only in right: {"id": 4}'],
+    ),
+    "elements matched by the first pointer that fits": (
+        {"a": [{"id": 1, "n": 1}, {"id": 2, "n": 2}]}, {"a": [{"id": 2, "n": 1}, {"id": 1, "n": 2}]},
+        {"match": {"/*": "n", "/a": "id"}}, ["/a/0/id: 1 != 2", "/a/1/id: 2 != 1"],
+    ),
+    "matched elements, one ignored by its index on the left": (
+        [{"id": 1, "n": 0}, {"id": 2, "n": 0}], [{"id": 2, "n": 1}, {"id": 1, "n": 1}],
+        {"match": {"": "id"}, "ignore": ["/0"]}, ["/1/n: 0 != 1"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "left, right, arguments, lines", FOUND.values(), ids=FOUND.keys()
+)
+def test_each_difference_reads_as_one_line(
+    left: Any, right: Any, arguments: dict[str, Any], lines: list[str]
+) -> None:
+    assert [str(found) for found in differences(left, right, **arguments)] == lines
+
 
 def test_a_difference_tells_place_kind_and_both_values() -> None:
     left = {"a": [1, {"b": 2}], "only": None}
@@ -271,19 +335,6 @@ def test_a_difference_tells_place_kind_and_both_values() -> None:
         Difference("/a/1/b", "changed", 2, 3),
         Difference("/a/2", "only_right", None, 4),
         Difference("/only", "only_left", None, None),
-    ]
-
-
-def test_what_is_only_in_the_right_document_comes_last_in_its_object() -> None:
-    left = {"z": 1, "y": {"b": 1}, "x": 1}
-    right = {"new": 0, "x": 2, "y": {"a": 0, "b": 2}, "newer": 0}
-    assert [(found.kind, found.pointer) for found in differences(left, right)] == [
-        ("only_left", "/z"),
-        ("changed", "/y/b"),
-        ("only_right", "/y/a"),
-        ("changed", "/x"),
-        ("only_right", "/new"),
-        ("only_right", "/newer"),
     ]
 
 
@@ -327,166 +378,58 @@ def test_documents_are_not_modified() -> None:
     assert (left, right) == before
 
 
-# Arrays that differ in length
-
-
-@pytest.mark.parametrize(
-    "left, right, found",
-    [
-        ("bcd", "abcd", "+0a"),
-        ("abcd", "bcd", "-0a"),
-        ("abcd", "abXYcd", "+2X +3Y"),
-        ("abXYcd", "abcd", "-2X -3Y"),
-        ("abc", "abcd", "+3d"),
-        ("", "ab", "+0a +1b"),
-        ("aaa", "aa", "-2a"),
-        ("abab", "ab", "-2a -3b"),
-        ("abcd", "aXXd", "1b!X 2c!X"),
-        ("abcd", "aXYZd", "1b!X 2c!Y +3Z"),
-        ("abc", "XaYbc", "0a!X +1a +2Y"),
-        ("abcd", "bcda", "0a!b 1b!c 2c!d 3d!a"),
-    ],
-)
-def test_a_block_put_in_or_taken_out_is_one_difference_an_element(
-    left: str, right: str, found: str
-) -> None:
-    def brief(difference: Difference) -> str:
-        index = difference.pointer.removeprefix("/")
-        if difference.kind == "only_left":
-            return f"-{index}{difference.left}"
-        if difference.kind == "only_right":
-            return f"+{index}{difference.right}"
-        return f"{index}{difference.left}!{difference.right}"
-
-    assert " ".join(map(brief, differences(list(left), list(right)))) == found
-
-
-def test_elements_are_paired_from_both_ends_by_the_rules_for_equality() -> None:
-    left = [{"n": 1.000001, "at": 1}, {"n": 2, "at": 1}]
-    right = [{"n": 0, "at": 2}, {"n": 1.000002, "at": 2}, {"at": 2, "n": 2.0}]
-    (found,) = differences(left, right, ignore=["/*/at"])
-    assert (found.pointer, found.kind) == ("/0", "only_right")
-
-
-def test_arrays_inside_are_aligned_too() -> None:
-    left = {"a": [[1, 2], [3, 4, 5], 6]}
-    right = {"a": [0, [1, 2], [9, 3, 4, 5], 6]}
-    assert [str(found) for found in differences(left, right)] == [
-        "/a/0: [1, 2] != 0",
-        "/a/1/0: 3 != 1",
-        "/a/1/1: 4 != 2",
-        "/a/1/2: only in left: 5",
-        "/a/2: only in right: [9, 3, 4, 5]",
-    ]
-    right["a"].pop(0)
-    assert [str(found) for found in differences(left, right)] == [
-        "/a/1/0: only in right: 9"
-    ]
-
-
-def test_aligning_nested_arrays_takes_no_exponential_time() -> None:
-    left: Any = [0]
-    right: Any = [1]
-    for _ in range(300):
-        left, right = [left, 0], [right, 0, 0]
-    assert len(list(differences(left, right))) == 301
-
-
-# Elements matched by a key
-
-
-def test_matched_elements_are_compared_in_whatever_order_they_are() -> None:
-    left = {"items": [{"id": 1, "n": 1}, {"id": "1", "n": 2}, {"id": 3, "n": 3}]}
-    right = {"items": [{"id": 4}, {"id": 3, "n": 3}, {"id": 1, "n": 0}]}
-    assert [
-        str(found) for found in differences(left, right, match={"/items": "id"})
-    ] == [
-        "/items/0/n: 1 != 0",
-        '/items/1: only in left: {"id": "1", "n": 2}',
-        '/items/0: only in right: {"id": 4}',
-    ]
-    left["items"].reverse()
-    assert compare(left, {"items": left["items"][::-1]}, match={"/items": "id"})
-
-
 @pytest.mark.parametrize(
     "pointer", ["/a/0/b", "/*/*/*", "/**/b", "/a/**", "/**", "/**/**"]
 )
-def test_patterns_say_which_arrays_are_matched(pointer: str) -> None:
-    left, right = ({"a": [{"b": [{"k": n}, {"k": 0}], "k": 1}]} for n in (1, 2))
-    right["a"][0]["b"].reverse()  # type: ignore[attr-defined]
-    assert [str(found) for found in differences(left, right, match={pointer: "k"})] == [
-        '/a/0/b/0: only in left: {"k": 1}',
-        '/a/0/b/1: only in right: {"k": 2}',
-    ]
-
-
-def test_the_first_pointer_that_fits_says_by_which_key_to_match() -> None:
-    left = {"a": [{"id": 1, "n": 1}, {"id": 2, "n": 2}]}
-    right = {"a": [{"id": 2, "n": 1}, {"id": 1, "n": 2}]}
-    for match in ({"/*": "n", "/a": "id"}, {"/a": "n", "/*": "id"}):
-        found = differences(left, right, match=match)
-        assert [difference.pointer for difference in found] == ["/a/0/id", "/a/1/id"]
-
-
-def test_what_is_ignored_has_the_index_of_the_left_element_if_it_has_one() -> None:
-    left = [{"id": 1, "n": 0}, {"id": 2, "n": 0}]
-    right = [{"id": 2, "n": 1}, {"id": 1, "n": 1}]
-    found = differences(left, right, match={"": "id"}, ignore=["/0"])
-    assert [difference.pointer for difference in found] == ["/1/n"]
+def test_patterns_tell_which_arrays_are_matched(pointer: str) -> None:
+    left = {"a": [{"b": [{"k": 1, "n": 1}, {"k": 2}], "k": 1}]}
+    right = {"a": [{"b": [{"k": 2}, {"k": 1, "n": 2}], "k": 1}]}
+    (found,) = differences(left, right, match={pointer: "k"})
+    assert found.pointer == "/a/0/b/0/n"
 
 
 @pytest.mark.parametrize(
-    "element, message",
+    "element, problem",
     [
-        ({"n": 1}, "/a/1 in the {} document has no string or integer 'id' to match"),
-        (5, "/a/1 in the {} document has no string or integer 'id' to match"),
-        (
-            {"id": 1.5},
-            "/a/1 in the {} document has no string or integer 'id' to match",
-        ),
-        (
-            {"id": True},
-            "/a/1 in the {} document has no string or integer 'id' to match",
-        ),
-        ({"id": 0, "n": 1}, "/a/1 in the {} document has the same 'id' as element 0"),
+        ({"n": 1}, "no string or integer 'id' to match"),
+        (5, "no string or integer 'id' to match"),
+        ({"id": 1.5}, "no string or integer 'id' to match"),
+        ({"id": True}, "no string or integer 'id' to match"),
+        ({"id": 0, "n": 1}, "the same 'id' as element 0"),
     ],
 )
 def test_elements_that_cannot_be_matched_are_an_error(
-    element: Any, message: str
+    element: Any, problem: str
 ) -> None:
     bad, good = {"a": [{"id": 0}, element]}, {"a": [{"id": 0}]}
     for left, right, side in ((bad, good, "left"), (good, bad, "right")):
-        with pytest.raises(ValueError, match=f"^{message.format(side)}$"):
+        with pytest.raises(
+            ValueError, match=f"^/a/1 in the {side} document has {problem}$"
+        ):
             compare(left, right, match={"/a": "id"})
     assert compare(bad, copy.deepcopy(bad), match={"/a": "id"})
 
 
-def test_matching_records_is_comparing_objects_of_records() -> None:
+def test_matched_records_differ_where_objects_of_these_records_do() -> None:
     chance = random.Random(8)
 
-    def records(document: dict[str, Any]) -> list[Any]:
-        elements = [{"id": key, "value": document[key]} for key in document]
-        return chance.sample(elements, len(elements))
-
-    def brief(found: Difference) -> tuple[Any, ...]:
-        if found.kind == "changed":
-            return found.left, found.right
-        value = found.left if found.kind == "only_left" else found.right
-        return found.kind, value.get("id"), value.get("value")
+    def shuffled(document: dict[str, Any]) -> list[Any]:
+        records = [{"id": key, "value": document[key]} for key in document]
+        return chance.sample(records, len(records))
 
     for _ in range(500):
         left = {key: chance.randrange(3) for key in chance.sample(KEYS, 5)}
         right = {key: chance.randrange(3) for key in chance.sample(KEYS, 5)}
-        expected = [
-            (found.left, found.right)
-            if found.kind == "changed"
-            else (found.kind, found.pointer[1:].replace("~1", "/").replace("~0", "~"))
-            for found in differences(left, right)
+        expected = [each[1:] for each in differences(left, right)]
+        found = differences(shuffled(left), shuffled(right), match={"": "id"})
+        values = [
+            (
+                kind,
+                *(side["value"] if isinstance(side, dict) else side for side in both),
+            )
+            for _, kind, *both in found
         ]
-        found = differences(records(left), records(right), match={"": "id"})
-        actual = [brief(each)[:2] for each in found]
-        assert sorted(map(repr, actual)) == sorted(map(repr, expected))
+        assert sorted(map(repr, values)) == sorted(map(repr, expected))
 
 
 # What does not count
@@ -623,29 +566,10 @@ def same_number(left: Any, right: Any) -> bool:
     return almost_equal(left, right, 5)
 
 
-SCALARS: list[Any] = [
-    None,
-    True,
-    False,
-    0,
-    1,
-    -1,
-    2**53,
-    2**53 + 1,
-    10**400,
-    "",
-    "a",
-    "1",
-    "\ud800",
-]
-SCALARS += [0.0, -0.0, 1.0, 1.000004, 1.000008, 1.00001, 1.5, 1e300, NAN, INFINITY]
-SCALARS += [
-    -INFINITY,
-    Decimal(1),
-    Decimal("1.000004"),
-    Decimal("1.000005"),
-    Decimal("NaN"),
-]
+SCALARS: list[Any] = [None, True, False, 0, 1, -1, 2**53, 2**53 + 1, 10**400]
+SCALARS += ["", "a", "1", "\ud800", 0.0, -0.0, 1.0, 1.000004, 1.000008, 1.00001, 1.5]
+SCALARS += [1e300, NAN, INFINITY, -INFINITY, Decimal("NaN"), Decimal(1)]
+SCALARS += [Decimal("1.000004"), Decimal("1.000005")]
 KEYS = ["a", "b", "", "~", "/", "~1", "*", "0", "é", "\ud800"]
 
 
@@ -694,19 +618,6 @@ def random_pairs(seed: int, count: int) -> Iterator[tuple[Any, Any]]:
             yield left, random_change(chance, left)
 
 
-def resolve(document: Any, pointer: str) -> Any:
-    """Find a value as RFC 6901, section 4 does it; KeyError if it is not there."""
-    for segment in pointer.split("/")[1:]:
-        key = segment.replace("~1", "/").replace("~0", "~")
-        if isinstance(document, dict):
-            document = document[key]
-        elif isinstance(document, (list, tuple)) and int(key) < len(document):
-            document = document[int(key)]
-        else:
-            raise KeyError(key)
-    return document
-
-
 def random_pattern(chance: random.Random, pointer: str) -> str:
     segments = pointer.split("/")[: chance.randrange(1, 6)]
     for index in range(1, len(segments)):
@@ -747,15 +658,6 @@ def test_random_documents_differ_where_the_reference_says_they_do() -> None:
     assert 2000 < sum(verdicts) < 6000
 
 
-def test_every_difference_points_at_the_values_that_differ() -> None:
-    for left, right in random_pairs(4, 2000):
-        for pointer, kind, a, b in differences(left, right):
-            if kind != "only_right":
-                assert resolve(left, pointer) is a
-            if kind != "only_left":
-                assert resolve(right, pointer) is b
-
-
 # Depth and size
 
 
@@ -788,23 +690,12 @@ def test_deep_values_are_shown_without_recursion() -> None:
     assert re.fullmatch(r'(\[{"a": )+.{0,6}… != null', str(found))
 
 
-@pytest.mark.parametrize("last", [0, 1])
-def test_memory_does_not_grow_with_the_size_of_the_documents(last: int) -> None:
-    def document(size: int, last: int) -> Any:
-        members: Any = {str(number): [{}] for number in range(size)}
-        return {"array": [[0.5], {}] * size, "object": members, "last": last}
-
-    def peak(size: int) -> int:
-        left, right = document(size, 0), document(size, last)
-        tracemalloc.start()
-        try:
-            assert compare(left, right) is (left["last"] == right["last"])
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak(10)
-    assert peak(5_000) < peak(50) + 1000
+def test_aligning_nested_arrays_does_not_take_exponential_time() -> None:
+    left: Any = [0]
+    right: Any = [1]
+    for _ in range(300):
+        left, right = [left, 0], [right, 0, 0]
+    assert len(list(differences(left, right))) == 301
 
 
 def test_the_same_value_may_stand_at_several_places() -> None:
@@ -865,81 +756,7 @@ def test_keys_that_are_not_strings_are_refused_with_their_place(
         compare(right, left)
 
 
-# How differences read
-
-
-@pytest.mark.parametrize(
-    "left, right, line",
-    [
-        ({"price": 1.00001}, {"price": 1.00002}, "/price: 1.00001 != 1.00002"),
-        ([0, 1], [0], "/1: only in left: 1"),
-        ([], [{"id": 4}], '/0: only in right: {"id": 4}'),
-        ([True], [1], "/0: true != 1"),
-        ([None], ["null"], '/0: null != "null"'),
-        (1, 2, "1 != 2"),
-        ([], {}, "[] != {}"),
-        ([[1, "a"], {}], {"b": [{}]}, '[[1, "a"], {}] != {"b": [{}]}'),
-        (NAN, INFINITY, "NaN != Infinity"),
-        (Decimal("-Infinity"), Decimal("1.50"), "-Infinity != 1.50"),
-        (Level.LOW, True, "1 != true"),
-        (Name("a"), "é", '"a" != "é"'),
-        ("\n", '"', r'"\n" != "\""'),
-        ({"a\n/\x1b": 1}, {"a\n/\x1b": 2}, r"/a\n~1\u001b: 1 != 2"),
-        ({"a": [{1}]}, {}, '/a: only in left: ["{1}"]'),
-    ],
-)
-def test_a_difference_reads_as_one_line(left: Any, right: Any, line: str) -> None:
-    (found,) = differences(left, right)
-    assert str(found) == line
-
-
-X = "x" * 30
-
-SHORTENED = {
-    "a string": (X + X, 1, f'"{X}{X[1:]}… != 1'),
-    "a string that just fits": (X + X[2:], 1, f'"{X}{X[2:]}" != 1'),
-    "a string inside": (
-        [{"id": 4, "text": X * 4}],
-        [],
-        '/0: only in left: {"id": 4, "text": "' + X + "x" * 11 + "…",
-    ),
-    "an array": (
-        [list(range(100, 200))],
-        [],
-        "/0: only in left: [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111,…",
-    ),
-    "strings that differ late": (
-        X * 9 + "a" + X * 9,
-        X * 9 + "b",
-        f'…{X}a{X[1:]}… != …{X}b"',
-    ),
-    "strings that differ just within sight": (
-        X + X[2:] + "a" + X,
-        X + X[2:] + "b",
-        f'"{X}{X[2:]}a… != "{X}{X[2:]}b…',
-    ),
-    "strings one of which goes on": (X * 9 + "a", X * 9, f'…{X}a" != …{X}"'),
-    "integers": (10**99, 10**99 + 1, "…" + "0" * 31 + " != …" + "0" * 30 + "1"),
-    "integers too long for str()": (10**5000, 10**5000 + 1, "… != …"),
-    "Decimals": (Decimal(10**5000), 1, "1" + "0" * 59 + "… != 1"),
-}
-
-
-@pytest.mark.parametrize("left, right, line", SHORTENED.values(), ids=SHORTENED.keys())
-def test_long_values_are_shortened_to_what_differs(
-    left: Any, right: Any, line: str
-) -> None:
-    (found,) = differences(left, right)
-    assert str(found) == line
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["x" * 10**6, ["x"] * 10**6, {"a": ["x" * 10**6]}, {"x" * 10**6: 1}, 16**10**5],
-    ids=["string", "array", "string inside", "key", "integer"],
-)
-def test_a_huge_value_reads_as_one_short_line(value: Any) -> None:
-    assert len(str(Difference("/a", "changed", value, None))) < 100
+# Assertions
 
 
 def test_an_assertion_error_lists_the_first_differences() -> None:
@@ -1021,61 +838,25 @@ def test_an_integer_that_int_refuses_is_read_as_exactly() -> None:
 
 DEEP = b"[" * 100_000
 
-# With what load() says, and what main() adds: the line and column.
+# content, what load() says, and what main() adds
 BAD = {
     "nothing": (b"", "Expecting value", ": line 1 column 1"),
     "a blank": (b" \n", "Expecting value", ": line 2 column 1"),
     "no JSON": (b'{"a":\n tru}', "Expecting value", ": line 2 column 2"),
     "two documents": (b"{} {}", "Extra data", ": line 1 column 4"),
-    "JSON Lines": (
-        b"{}\n{}\n",
-        "Extra data",
-        ": line 2 column 1 (if these are JSON Lines, use --lines)",
-    ),
+    "JSON Lines": (b"{}\n{}\n", "Extra data", ": line 2 column 1 (if these are JSON Lines, use --lines)"),
     "no end": (b'{"a": "', "Unterminated string starting at", ": line 1 column 7"),
     "a NUL": (b'["\0"]', "Invalid control character at", ": line 1 column 3"),
-    "a bad byte": (
-        '["é",\n "é'.encode() + b'\xff"]',
-        "'utf-8' codec can't decode byte 0xff in position 11: invalid start byte",
-        "",
-    ),
-    "half a character": (
-        b'"a\xe2\x82',
-        "'utf-8' codec can't decode bytes in position 2-3: unexpected end of data",
-        "",
-    ),
-    "half of a UTF-16 unit": (
-        '["a"]'.encode("utf-16-be") + b"\0",
-        "'utf-16-be' codec can't decode byte 0x00 in position 10: truncated data",
-        "",
-    ),
-    "a surrogate in UTF-8": (
-        b'"\xed\xa0\x80"',
-        "'utf-8' codec can't decode byte 0xed in position 1: invalid continuation byte",
-        "",
-    ),
-    "a key twice": (
-        b'{"a": 1,\n "b": {}, "a": 2}',
-        'key "a" occurs twice in one object',
-        "",
-    ),
-    "a key twice, once escaped": (
-        b'[{"b": "a"}, {"a": "}", "b": {"a": [{}]}, "\\u0061" : 1}]',
-        'key "a" occurs twice in one object',
-        "",
-    ),
-    "a long key twice": (
-        b'{"%s": 1, "%s": 2}' % (b"k" * 999, b"k" * 999),
-        'key "%s… occurs twice in one object' % ("k" * 59),
-        "",
-    ),
-    "deep nesting": (
-        DEEP + DEEP.replace(b"[", b"]"),
-        "nested too deep for the parser",
-        "",
-    ),
+    "a bad byte": (b'["\xff"]', "'utf-8' codec can't decode byte 0xff in position 2: invalid start byte", ""),
+    "half a character": (b'"a\xe2\x82', "'utf-8' codec can't decode bytes in position 2-3: unexpected end of data", ""),
+    "half of a UTF-16 unit": (b"\0[\0]\0", "'utf-16-be' codec can't decode byte 0x00 in position 4: truncated data", ""),
+    "a surrogate in UTF-8": (b'"\xed\xa0\x80"', "'utf-8' codec can't decode byte 0xed in position 1: invalid continuation byte", ""),
+    "a key twice": (b'{"a": 1,\n "b": {}, "a": 2}', 'key "a" occurs twice in one object', ""),
+    "a key twice, once escaped": (b'[{"b": "a", "\\u0062" : 1}]', 'key "b" occurs twice in one object', ""),
+    "a long key twice": (b'{"%s": 1, "%s": 2}' % (b"k" * 99, b"k" * 99), f'key "{"k" * 59}… occurs twice in one object', ""),
+    "deep nesting": (DEEP + DEEP.replace(b"[", b"]"), "nested too deep for the parser", ""),
     "deep nesting without end": (DEEP, "nested too deep for the parser", ""),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content, message, _", BAD.values(), ids=BAD.keys())
@@ -1126,80 +907,47 @@ def shell(
     return Shell(tmp_path, capsys)
 
 
-def test_equal_files_give_status_0_and_no_output(shell: Shell) -> None:
-    assert shell('{"a": 1.000001}', '{"a": 1.000002}') == (0, [], [])
+# left, right, options, exit status, lines of output
+RUNS: dict[str, tuple[str, str, str, int, list[str]]] = {
+    "equal": ('{"a": 1.000001}', '{"a": 1.000002}', "", 0, []),
+    "different": ('{"a": 1.1, "b": [1, {"c": 4}]}', '{"a": 1.2, "b": [1]}', "", 1, ["/a: 1.1 != 1.2", '/b/1: only in left: {"c": 4}']),
+    "quiet": ("1", "2", "-q", 1, []),
+    "quiet and equal": ("1", "1", "--quiet", 0, []),
+    "places": ("1.1", "1.2", "--places 0", 0, []),
+    "ignore": ('{"a": 1, "b": 1, "c": 1}', '{"a": 2, "b": 2, "c": 2}', "--ignore /b --ignore=/c", 1, ["/a: 1 != 2"]),
+    "match": (
+        '{"a=": [{"id": 1}, {"id": 2}], "b": [{"c": [{"k": 1}, {"k": 2}]}]}',
+        '{"a=": [{"id": 2}, {"id": 1}], "b": [{"c": [{"k": 2}, {"k": 1}]}]}', "--match /**/c=k --match=/a==id", 0, [],
+    ),
+    "json": ('{"a": 1, "b": [2], "é": null}', '{"a": NaN, "b": [2, "\\ud800"]}', "--json", 1, [
+        '{"pointer": "/a", "kind": "changed", "left": 1, "right": NaN}',
+        '{"pointer": "/b/1", "kind": "only_right", "right": "\\ud800"}',
+        '{"pointer": "/\\u00e9", "kind": "only_left", "left": null}',
+    ]),
+    "json and equal": ("1", "1", "--json", 0, []),
+    "an integer too long for int()": ("9" * 5000, "1", "--json", 1, [f'{{"pointer": "", "kind": "changed", "left": "{"9" * 5000}", "right": 1}}']),
+    "lines": (
+        '{"n": 1.0}\n{"id": 2}\n[3]\n4\n', '{"n": 1.000001}\n{"id": 3}\n[3, 4]\n5\n', "--lines", 1,
+        ["line 2: /id: 2 != 3", "line 3: /1: only in right: 4", "line 4: 4 != 5"],
+    ),
+    "lines on the left only": ("1\n[2]\nnull\n", "1\n", "--lines", 1, ["line 2: only in left: [2]", "line 3: only in left: null"]),
+    "lines on the right only": ("", "1", "--lines", 1, ["line 1: only in right: 1"]),
+    "lines, pointers start in each": ('{"a": 1}\n' * 2, '{"a": 2}\n' * 2, "--lines --ignore /a", 0, []),
+    "lines with and without a last line feed": ("1\n2\n", "1\n2", "--lines", 0, []),
+    "lines that end as on Windows": ("1\n2\n", "1\r\n 2 \r\n", "--lines", 0, []),
+    "lines with a byte order mark": ("1\n2\n", "\ufeff1\n2\n", "--lines", 0, []),
+    "lines with other separators in them": ('"\u2028\x85"', '"\\u2028\\u0085"', "--lines", 0, []),
+    "lines as json": ("1\n2\n", "1\n3\n", "--json --lines", 1, ['{"line": 2, "pointer": "", "kind": "changed", "left": 2, "right": 3}']),
+}  # fmt: skip
 
 
-def test_different_files_give_status_1_and_a_line_for_each_difference(
-    shell: Shell,
+@pytest.mark.parametrize(
+    "left, right, options, status, lines", RUNS.values(), ids=RUNS.keys()
+)
+def test_the_status_and_the_output_tell_what_differs(
+    left: str, right: str, options: str, status: int, lines: list[str], shell: Shell
 ) -> None:
-    left = '{"price": 1.00001, "items": [1, 2, 3, {"id": 4}]}'
-    right = '{"price": 1.00002, "items": [1, 2, 3]}'
-    assert shell(left, right) == (
-        1,
-        ["/price: 1.00001 != 1.00002", '/items/3: only in left: {"id": 4}'],
-        [],
-    )
-
-
-def test_quiet_leaves_only_the_status(shell: Shell) -> None:
-    assert shell("1", "2", "-q") == (1, [], [])
-    assert shell("1", "2", "--quiet", "--lines") == (1, [], [])
-    assert shell("1", "1", "-q") == (0, [], [])
-
-
-def test_places_and_pointers_to_ignore_are_options(shell: Shell) -> None:
-    left, right = '{"a": 1.1, "b": 1, "c": 1}', '{"a": 1.2, "b": 2, "c": 2}'
-    assert shell(left, right, "--places", "1", "--ignore", "/b") == (
-        1,
-        ["/a: 1.1 != 1.2", "/c: 1 != 2"],
-        [],
-    )
-    options = ["--places=0", "--ignore=/b", "--ignore=/c"]
-    assert shell(left, right, *options) == (0, [], [])
-
-
-def test_elements_are_matched_by_an_option_that_may_be_repeated(shell: Shell) -> None:
-    left = '{"a=": [{"id": 1}, {"id": 2}], "b": [{"c": [{"k": 1}, {"k": 2}]}]}'
-    right = '{"a=": [{"id": 2}, {"id": 1}], "b": [{"c": [{"k": 2}, {"k": 1}]}]}'
-    assert shell(left, right, "--match", "/**/c=k", "--match=/a==id") == (0, [], [])
-
-
-def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
-    shell: Shell,
-) -> None:
-    assert shell('[{"id": 1}]', "[1]", "--match", "=id") == (
-        2,
-        [],
-        [
-            "json_compare.py: /0 in the right document has no string or integer 'id' to match"
-        ],
-    )
-
-
-def test_json_prints_one_object_a_difference(shell: Shell) -> None:
-    left, right = '{"a": 1, "b": [2], "é": null}', '{"a": NaN, "b": [2, "\\ud800"]}'
-    assert shell(left, right, "--json") == (
-        1,
-        [
-            '{"pointer": "/a", "kind": "changed", "left": 1, "right": NaN}',
-            '{"pointer": "/b/1", "kind": "only_right", "right": "\\ud800"}',
-            '{"pointer": "/\\u00e9", "kind": "only_left", "left": null}',
-        ],
-        [],
-    )
-    assert shell("1\n2\n", "1\n3\n", "--json", "--lines") == (
-        1,
-        ['{"line": 2, "pointer": "", "kind": "changed", "left": 2, "right": 3}'],
-        [],
-    )
-    assert shell(left, left, "--json") == (0, [], [])
-    assert shell(left, right, "--json", "-q") == (1, [], [])
-
-
-def test_json_prints_an_integer_too_long_for_int_as_a_string(shell: Shell) -> None:
-    _, (line,), _ = shell("9" * 5000, "1", "--json")
-    assert json.loads(line)["left"] == "9" * 5000
+    assert shell(left, right, *options.split()) == (status, lines, [])
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -1217,29 +965,32 @@ def test_bad_input_gives_status_2_and_one_line(
     assert shell(content, "{}") == (2, [], [line.replace("right", "left", 1)])
 
 
+def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
+    shell: Shell,
+) -> None:
+    message = "/0 in the right document has no string or integer 'id' to match"
+    status, out, err = shell('[{"id": 1}]', "[1]", "--match", "=id")
+    assert (status, out, err) == (2, [], [f"json_compare.py: {message}"])
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "the following arguments are required: LEFT, RIGHT"),
-        (["a"], "the following arguments are required: RIGHT"),
-        (["a", "b", "--places", "x"], "argument --places: invalid int value: 'x'"),
-        (["a", "b", "--places", "-1"], "places must be 0 or more, not -1"),
-        (["a", "b", "--ignore", "a"], "not a JSON Pointer, which starts with /: 'a'"),
-        (
-            ["a", "b", "--ignore", "/~"],
-            "not a JSON Pointer, where ~ is written ~0: '/~'",
-        ),
-        (["a", "b", "--match", "/a"], "argument --match: not POINTER=KEY: '/a'"),
-        (["a", "b", "--match", "a=id"], "not a JSON Pointer, which starts with /: 'a'"),
-        (["-", "-"], "only one of LEFT and RIGHT can be standard input"),
-        (["-", "-", "--lines"], "only one of LEFT and RIGHT can be standard input"),
+        ("left", "the following arguments are required: RIGHT"),
+        ("left right --places x", "argument --places: invalid int value: 'x'"),
+        ("left right --places -1", "places must be 0 or more, not -1"),
+        ("left right --ignore a", "not a JSON Pointer, which starts with /: 'a'"),
+        ("left right --ignore /~", "not a JSON Pointer, where ~ is written ~0: '/~'"),
+        ("left right --match /a", "argument --match: not POINTER=KEY: '/a'"),
+        ("left right --match a=id", "not a JSON Pointer, which starts with /: 'a'"),
+        ("- -", "only one of LEFT and RIGHT can be standard input"),
     ],
 )
 def test_a_wrong_command_line_gives_status_2(
-    arguments: list[str], message: str, shell: Shell
+    arguments: str, message: str, shell: Shell
 ) -> None:
     with pytest.raises(SystemExit) as info:
-        main(arguments)
+        main(arguments.split())
     assert info.value.code == 2
     err = shell.capsys.readouterr().err
     assert err.startswith("usage: json_compare.py ")
@@ -1260,78 +1011,18 @@ def test_a_file_that_cannot_be_read_gives_status_2_and_one_line(
         assert shell.capsys.readouterr() == ("", f"json_compare.py: {message}\n")
 
 
-@pytest.mark.parametrize("lines", [[], ["--lines"]])
-def test_pipes_are_read(lines: list[str], tmp_path: Path) -> None:
-    pipes = [tmp_path / "left", tmp_path / "right"]
-    for pipe in pipes:
-        os.mkfifo(pipe)
-        write = threading.Thread(target=pipe.write_bytes, args=[b"1\n"], daemon=True)
-        write.start()
-    assert main([*map(str, pipes), *lines]) == 0
-
-
-# From a shell, JSON Lines
-
-
-def test_records_are_compared_line_by_line(shell: Shell) -> None:
-    left = '{"id": 1, "n": 1.0}\n{"id": 2}\n[3]\n4\n'
-    right = '{"id": 1, "n": 1.000001}\n{"id": 3}\n[3, 4]\n5\n'
-    assert shell(left, right, "--lines") == (
-        1,
-        ["line 2: /id: 2 != 3", "line 3: /1: only in right: 4", "line 4: 4 != 5"],
-        [],
-    )
-
-
-def test_additional_records_are_differences(shell: Shell) -> None:
-    longer = '1\n{"id": 2}\nnull\n'
-    assert shell(longer, "1\n", "--lines") == (
-        1,
-        ['line 2: only in left: {"id": 2}', "line 3: only in left: null"],
-        [],
-    )
-    assert shell("1\n", longer, "--lines") == (
-        1,
-        ['line 2: only in right: {"id": 2}', "line 3: only in right: null"],
-        [],
-    )
-
-
-@pytest.mark.parametrize(
-    "left, right",
-    [
-        ("1\n2\n", "1\n2"),
-        ("1\n2\n", "1\r\n 2 \r\n"),
-        ("", ""),
-        ("1\n2", "\ufeff1\n2"),
-        ('"\u2028\x85"\n', '"\\u2028\\u0085"\n'),
-        ("1", "1"),
-    ],
-)
-def test_only_line_feeds_end_a_record(left: str, right: str, shell: Shell) -> None:
-    assert shell(left, right, "--lines") == (0, [], [])
-
-
-def test_pointers_to_ignore_start_at_the_record(shell: Shell) -> None:
-    left, right = '{"a": 1, "b": 1}\n' * 2, '{"a": 2, "b": 1}\n' * 2
-    assert shell(left, right, "--lines", "--ignore", "/a") == (0, [], [])
-
-
 @pytest.mark.parametrize(
     "content, message",
     [
         (b"1\n2\n\n4\n", "Expecting value: line 3 column 1"),
         (b"1\n2\n\n", "Expecting value: line 3 column 1"),
         (b"1\n2\n[3\n]\n", "Expecting ',' delimiter: line 3 column 3"),
-        (b'1\n2\n {"a": 1, "a": 1}', 'key "a" occurs twice in one object: line 3'),
-        (
-            b"1\n2\n [3, \xff]",
-            "'utf-8' codec can't decode byte 0xff in position 5: invalid start byte: line 3",
-        ),
+        (b'1\n2\n{"a": 1, "a": 1}', 'key "a" occurs twice in one object: line 3'),
+        (b"1\n2\n\xff]", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte: line 3"),
         (b"1\n2\n" + DEEP, "nested too deep for the parser: line 3"),
     ],
-)
-def test_a_bad_record_gives_status_2_after_the_differences_in_front_of_it(
+)  # fmt: skip
+def test_a_bad_line_gives_status_2_after_the_differences_before_it(
     content: bytes, message: str, shell: Shell
 ) -> None:
     assert shell("1\n3\n3\n4\n", content, "--lines") == (
@@ -1422,13 +1113,6 @@ def test_a_dash_is_standard_input(
     with command(*arguments, stdin=subprocess.PIPE) as process:
         _, err = process.communicate(content)
     assert (process.returncode, err) == (status, message)
-
-
-def test_a_file_may_be_called_dash(shell: Shell) -> None:
-    shell.file("-", "1")
-    with command("-", "./-", stdin=subprocess.PIPE, cwd=shell.folder) as process:
-        process.communicate(b"1")
-    assert process.returncode == 0
 
 
 def test_ctrl_c_gives_status_130_and_ends_the_line(shell: Shell) -> None:
