@@ -62,10 +62,7 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "NaN as float and as Decimal": (NAN, Decimal("NaN")),
     "an infinity as float and as Decimal": (-INFINITY, Decimal("-Infinity")),
     "Decimals": (Decimal("1.000001"), Decimal("1.000002")),
-    "Decimals of more digits than the context has": (
-        Decimal(10**60) + Decimal("0.000001"),
-        Decimal(10**60),
-    ),
+    "Decimals of more digits than the context has": (Decimal("1" + "0" * 50 + ".000001"), Decimal(10**50)),
     "a Decimal and a float": (Decimal("0.1"), 0.1),
     "a Decimal and an integer": (Decimal("7.000004"), 7),
     "a Decimal and a huge integer": (Decimal(10**400), 10**400),
@@ -73,17 +70,14 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "a huge float and the integer of the same value": (1e300, int(1e300)),
     "keys in another order": ({"a": 1, "b": [2]}, {"b": [2], "a": 1}),
     "an ordered dictionary": (OrderedDict(a=1, b=2), {"b": 2, "a": 1}),
-    "ordered dictionaries in another order": (
-        OrderedDict(a=1, b=2),
-        OrderedDict(b=2, a=1),
-    ),
+    "ordered dictionaries in another order": (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)),
     "a list and a tuple": ([1, [2.0]], (1, (2,))),
     "a named tuple": (Point(1, 2), [1.0, 2.0]),
     "an enumeration and its number": (Level.LOW, 1),
     "a subclass of str": (Name("a"), "a"),
     "a key of a subclass of str": ({Name("a"): 1}, {"a": 1}),
     "numbers inside": ({"a": [{"b": 1.000001}]}, {"a": [{"b": 1.000002}]}),
-}
+}  # fmt: skip
 
 DIFFERENT: dict[str, tuple[Any, Any]] = {
     "floats that differ in the last place": (1.00001, 1.00002),
@@ -105,10 +99,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "Decimals of extreme size": (Decimal("1e999999999"), Decimal("-1e999999999")),
     "a Decimal of extreme size and a small one": (Decimal("1e999999"), 1.5),
     "Decimals just beyond the half": (Decimal("0.0000050000000000000000000001"), 0),
-    "Decimals just beyond the half, in 60 digits": (
-        Decimal("5" + 60 * "0" + "1e-67"),
-        0,
-    ),
+    "Decimals just beyond the half, in 60 digits": (Decimal("5" + 60 * "0" + "1e-67"), 0),
     "true and 1": (True, 1),
     "true and 1.0": (True, 1.0),
     "true and 1 as a Decimal": (True, Decimal(1)),
@@ -133,7 +124,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "an array and a string": (["a"], "a"),
     "an object and null": ({}, None),
     "true inside": ({"a": [True]}, {"a": [1]}),
-}
+}  # fmt: skip
 
 
 def rows(table: dict[str, tuple[Any, Any]]) -> pytest.MarkDecorator:
@@ -168,9 +159,6 @@ def test_a_value_is_compared_the_same_wherever_it_stands(left: Any, right: Any) 
     verdict = compare(left, right)
     assert compare([left], [right]) is verdict
     assert compare({"a": [0, left]}, {"a": [0, right]}) is verdict
-
-
-# Decimal places
 
 
 @pytest.mark.parametrize(
@@ -254,12 +242,6 @@ def test_decimals_are_compared_exactly() -> None:
         assert compare(left, right, places=places) == within, (left, right, places)
 
 
-@pytest.mark.parametrize("function", [compare, differences, assert_equal])
-def test_negative_places_are_refused(function: Callable[..., object]) -> None:
-    with pytest.raises(ValueError, match="places must be 0 or more, not -1"):
-        function({}, {}, places=-1)
-
-
 # Where documents differ
 
 X = "x" * 30
@@ -341,26 +323,14 @@ def test_a_difference_tells_place_kind_and_both_values() -> None:
 @pytest.mark.parametrize(
     "key, pointer",
     [
-        ("a", "/a"),
-        ("", "/"),
-        ("a/b", "/a~1b"),
-        ("m~n", "/m~0n"),
-        ("~1", "/~01"),
-        ("*", "/*"),
-        (" ", "/ "),
-        ("0", "/0"),
-        ("\n", "/\n"),
-        ("é", "/é"),
+        ("a", "/a"), ("", "/"), ("a/b", "/a~1b"), ("m~n", "/m~0n"), ("~1", "/~01"),
+        ("*", "/*"), (" ", "/ "), ("0", "/0"), ("\n", "/\n"), ("é", "/é"),
     ],
-)
+)  # fmt: skip
 def test_the_place_is_a_json_pointer(key: str, pointer: str) -> None:
     (found,) = differences({key: 1}, {key: 2})
     assert found.pointer == pointer
     assert list(differences({key: 1}, {key: 2}, ignore=[pointer])) == []
-
-
-def test_the_whole_document_has_the_empty_pointer() -> None:
-    assert list(differences(1, "1")) == [Difference("", "changed", 1, "1")]
 
 
 def test_differences_are_found_one_by_one() -> None:
@@ -389,23 +359,14 @@ def test_patterns_tell_which_arrays_are_matched(pointer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "element, problem",
-    [
-        ({"n": 1}, "no string or integer 'id' to match"),
-        (5, "no string or integer 'id' to match"),
-        ({"id": 1.5}, "no string or integer 'id' to match"),
-        ({"id": True}, "no string or integer 'id' to match"),
-        ({"id": 0, "n": 1}, "the same 'id' as element 0"),
-    ],
+    "element", [{"n": 1}, 5, {"id": 1.5}, {"id": True}, {"id": [1]}, {"id": 0, "n": 1}]
 )
-def test_elements_that_cannot_be_matched_are_an_error(
-    element: Any, problem: str
-) -> None:
+def test_elements_that_cannot_be_matched_are_an_error(element: Any) -> None:
+    problem = "(no string or integer|the same) 'id' (to match|as element 0)"
     bad, good = {"a": [{"id": 0}, element]}, {"a": [{"id": 0}]}
     for left, right, side in ((bad, good, "left"), (good, bad, "right")):
-        with pytest.raises(
-            ValueError, match=f"^/a/1 in the {side} document has {problem}$"
-        ):
+        message = f"^/a/1 in the {side} document has {problem}$"
+        with pytest.raises(ValueError, match=message):
             compare(left, right, match={"/a": "id"})
     assert compare(bad, copy.deepcopy(bad), match={"/a": "id"})
 
@@ -423,16 +384,10 @@ def test_matched_records_differ_where_objects_of_these_records_do() -> None:
         expected = [each[1:] for each in differences(left, right)]
         found = differences(shuffled(left), shuffled(right), match={"": "id"})
         values = [
-            (
-                kind,
-                *(side["value"] if isinstance(side, dict) else side for side in both),
-            )
+            (kind, *(each["value"] if type(each) is dict else each for each in both))
             for _, kind, *both in found
         ]
         assert sorted(map(repr, values)) == sorted(map(repr, expected))
-
-
-# What does not count
 
 
 @pytest.mark.parametrize(
@@ -473,20 +428,18 @@ def test_what_is_ignored_need_not_be_json() -> None:
     assert compare({"a": object(), "b": 1}, {"a": {1: 2}, "b": 1}, ignore=["/a"])
 
 
-@pytest.mark.parametrize("pointer", ["a", "a/b", "#/a", "*", "/~", "/~2", "/a~/b"])
 @pytest.mark.parametrize("function", [compare, differences, assert_equal])
-def test_what_is_no_json_pointer_is_refused(
-    function: Callable[..., object], pointer: str
-) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(pointer))):
-        function({}, {}, ignore=["/good", pointer])
-
-
-def test_a_string_instead_of_a_list_of_pointers_is_refused() -> None:
-    with pytest.raises(
-        TypeError, match="must be a list of pointers, not a string: '/a'"
-    ):
-        compare({}, {}, ignore="/a")
+def test_bad_arguments_are_refused_at_once(function: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="places must be 0 or more, not -1"):
+        function({}, {}, places=-1)
+    with pytest.raises(TypeError, match="a list of pointers, not a string: '/a'"):
+        function({}, {}, ignore="/a")
+    for pointer in ["a", "a/b", "#/a", "*", "/~", "/~2", "/a~/b"]:
+        message = f"not a JSON Pointer, .*: {re.escape(repr(pointer))}"
+        with pytest.raises(ValueError, match=message):
+            function({}, {}, ignore=["/good", pointer])
+        with pytest.raises(ValueError, match=message):
+            function({}, {}, match={pointer: "id"})
 
 
 # Against a slow and obvious implementation
@@ -674,6 +627,8 @@ def test_a_hundred_thousand_levels_are_not_too_deep() -> None:
     assert compare(left, nested(levels, 1.000001))
     (found,) = differences(left, right)
     assert found.pointer == "/0/a" * (levels // 2)
+    line = str(Difference("", "changed", left, None))
+    assert re.fullmatch(r'(\[{"a": )+.{0,6}… != null', line)
 
 
 def test_a_caller_deep_in_a_recursion_may_compare_as_well() -> None:
@@ -683,11 +638,6 @@ def test_a_caller_deep_in_a_recursion_may_compare_as_well() -> None:
         return call(levels - 1) if levels else compare(left, right)
 
     assert call(sys.getrecursionlimit() - len(inspect.stack()) - 100)
-
-
-def test_deep_values_are_shown_without_recursion() -> None:
-    (found,) = differences(nested(100_000, 1), None)
-    assert re.fullmatch(r'(\[{"a": )+.{0,6}… != null', str(found))
 
 
 def test_aligning_nested_arrays_does_not_take_exponential_time() -> None:
@@ -716,9 +666,6 @@ def test_documents_that_contain_themselves_are_refused(
     ):
         compare(left, right)
     assert not compare(left, [[]])
-
-
-# What is not JSON
 
 
 @pytest.mark.parametrize("alien", [{1}, b"a", 1j, object(), range(3)], ids=repr)
@@ -756,9 +703,6 @@ def test_keys_that_are_not_strings_are_refused_with_their_place(
         compare(right, left)
 
 
-# Assertions
-
-
 def test_an_assertion_error_lists_the_first_differences() -> None:
     with pytest.raises(AssertionError) as info:
         assert_equal([1, 2, 3], [1, 3, 4])
@@ -775,15 +719,14 @@ def test_an_assertion_error_lists_no_more_than_ten_differences(
 ) -> None:
     with pytest.raises(AssertionError) as info:
         assert_equal([0] * count, [1] * count)
-    lines = str(info.value).splitlines()
-    assert len(lines) == count + 1
-    assert lines[-1] == last
+    _, *lines = str(info.value).splitlines()
+    assert (len(lines), lines[-1]) == (min(count, 11), last)
 
 
 def test_nothing_is_raised_for_equal_documents() -> None:
-    assert_equal({"a": 1.000001}, {"a": 1.000002})
-    assert_equal({"a": 1}, {"a": 2}, ignore=["/a"])
-    assert_equal({"a": 1.1}, {"a": 1.2}, places=0)
+    left = {"a": 1, "b": [{"id": 1}, {"id": 2}], "c": 1.1}
+    right = {"a": 2, "b": [{"id": 2}, {"id": 1}], "c": 1.2}
+    assert_equal(left, right, ignore=["/a"], match={"/b": "id"}, places=0)
 
 
 # Reading
@@ -807,23 +750,22 @@ def test_every_encoding_of_rfc_4627_is_read(
     assert load(path) == json.loads(text)
 
 
-def test_text_is_read_with_and_without_byte_order_mark() -> None:
-    assert load('{"a": "é"}') == load('\ufeff{"a": "é"}') == {"a": "é"}
-
-
-def test_nan_and_the_infinities_are_read() -> None:
-    value = load("[NaN, Infinity, -Infinity]")
-    assert compare(value, [NAN, INFINITY, -INFINITY])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ('\ufeff{"a": "é"}', {"a": "é"}),
+        ("[NaN, Infinity, -Infinity]", [NAN, INFINITY, -INFINITY]),
+        ('[{"a": {"a": 1}}, {"a": 2}]', [{"a": {"a": 1}}, {"a": 2}]),
+    ],
+)
+def test_text_is_read(text: str, value: Any) -> None:
+    assert compare(load(text), value)
 
 
 def test_the_error_for_the_name_of_a_file_in_a_str_hints_at_path() -> None:
     with pytest.raises(json.JSONDecodeError) as info:
         load("old.json")
     assert "pass a pathlib.Path" in "".join(info.value.__notes__)
-
-
-def test_the_same_key_in_two_objects_is_no_repetition() -> None:
-    assert load('[{"a": {"a": 1}}, {"a": 2}]') == [{"a": {"a": 1}}, {"a": 2}]
 
 
 def test_an_integer_that_int_refuses_is_read_as_exactly() -> None:
@@ -863,13 +805,6 @@ BAD = {
 def test_a_bad_document_is_refused(content: bytes, message: str, _: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         load(content)
-
-
-def test_a_path_that_cannot_be_read_is_an_error_of_the_system(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "none.json")
-    with pytest.raises(IsADirectoryError):
-        load(tmp_path)
 
 
 # From a shell
@@ -948,12 +883,6 @@ def test_the_status_and_the_output_tell_what_differs(
     left: str, right: str, options: str, status: int, lines: list[str], shell: Shell
 ) -> None:
     assert shell(left, right, *options.split()) == (status, lines, [])
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_files_may_be_in_different_encodings(shell: Shell, encoding: str) -> None:
-    text = '{"é": "ĊĊ\\n😀", "ऊ": 1}\n'
-    assert shell(text, text.encode(encoding)) == (0, [], [])
 
 
 @pytest.mark.parametrize("content, message, place", BAD.values(), ids=BAD.keys())
@@ -1047,9 +976,6 @@ def test_json_lines_need_memory_for_one_record_only(shell: Shell) -> None:
     assert peak(1000) < peak(100) + 50_000
 
 
-# From a real shell
-
-
 def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
     script = json_compare.__file__
     pipe = subprocess.PIPE
@@ -1092,27 +1018,15 @@ def test_a_full_disk_gives_status_2_and_one_line(size: int, shell: Shell) -> Non
     assert (process.returncode, err) == (2, message)
 
 
-@pytest.mark.parametrize(
-    "content, status, message",
-    [
-        ('{"é": 1}'.encode("utf-16"), 0, b""),
-        (b"2", 1, b""),
-        (
-            b"[1 2]",
-            2,
-            b"json_compare.py: -: Expecting ',' delimiter: line 1 column 4\n",
-        ),
-    ],
-)
-@pytest.mark.parametrize("position", [0, 1])
-def test_a_dash_is_standard_input(
-    content: bytes, status: int, message: bytes, position: int, shell: Shell
-) -> None:
-    arguments = [shell.file("right", '{"é": 1}')]
-    arguments.insert(position, "-")
-    with command(*arguments, stdin=subprocess.PIPE) as process:
-        _, err = process.communicate(content)
-    assert (process.returncode, err) == (status, message)
+@pytest.mark.parametrize("content, status", [(b"1", 0), (b"2", 1), (b"[1 2]", 2)])
+def test_a_dash_is_standard_input(content: bytes, status: int, shell: Shell) -> None:
+    for arguments in (["-", "1.json"], ["1.json", "-"]):
+        shell.file("1.json", "1")
+        pipe = subprocess.PIPE
+        with command(*arguments, stdin=pipe, cwd=shell.folder) as process:
+            _, err = process.communicate(content)
+        message = b"json_compare.py: -: Expecting ',' delimiter: line 1 column 4\n"
+        assert (process.returncode, err) == (status, message if status == 2 else b"")
 
 
 def test_ctrl_c_gives_status_130_and_ends_the_line(shell: Shell) -> None:
@@ -1125,9 +1039,6 @@ def test_ctrl_c_gives_status_130_and_ends_the_line(shell: Shell) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate() == (b"", b"\n")
     assert process.returncode == 130
-
-
-# Whatever the bytes are
 
 
 def random_bytes(chance: random.Random) -> bytes:
