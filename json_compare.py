@@ -99,9 +99,8 @@ def differences(
 
     If two arrays differ in length, equal elements are paired from both ends, and only
     what lies between is compared by position. So a block of elements that was inserted
-    or removed is one difference for each. If there are several such blocks, or if
-    elements have moved, everything between the first and the last is compared by
-    position.
+    or removed is one difference per element. If there are several such blocks, or if
+    elements have moved, everything from the first to the last is compared by position.
 
     `places` is the number of decimal places that count, 0 or more.
 
@@ -165,8 +164,8 @@ class Difference(NamedTuple):
 _Key = str | int
 _Members = Iterator[tuple[_Key, Any, Any]]  # key or index, left value, right value
 _Path = tuple["_Path", _Key] | None  # the path to the parent, and the key in it
-# The patterns that may still fit below a value, without the segments that fitted above
-# it; with the key to match elements by, or None to ignore.
+# What remains of each pattern below a value, and what it is for: the key to match
+# elements by, or None to ignore.
 _Rules = dict[tuple[str, ...], str | None]
 
 
@@ -183,8 +182,8 @@ def _walk(
     """Yield the differences in some members of the object or array at `path`."""
     near = float(f"4e-{places + 1}")
     unequal: set[int] = set()
-    # Documents may be nested deeper than Python recurses. The keys are the id() of the
-    # left objects and arrays around the members.
+    # A stack, as documents may be nested deeper than Python recurses; by the id() of the
+    # left objects and arrays that are around the members.
     stack: dict[int, tuple[_Members, _Path, _Rules]] = {}
     while True:
         for key, a, b in members:
@@ -197,27 +196,15 @@ def _walk(
                 yield Difference(_pointer(here), "only_left", a, None)
             elif a is _ABSENT:
                 yield Difference(_pointer(here), "only_right", None, b)
-            elif kind == other in ("object", "array"):
+            elif kind == other and kind in ("object", "array"):
                 if id(a) not in unequal and _is_plainly_equal(a, b, near, unequal):
                     continue
                 if id(a) in stack:
-                    raise ValueError(
-                        f"{_place(here)} in the left document contains itself"
-                    )
+                    place = _place(here)
+                    raise ValueError(f"{place} in the left document contains itself")
                 stack[id(a)] = members, path, rules
                 path, rules = here, inner
-                if kind == "object":
-                    members = _object_members(a, b, path)
-                elif key_to_match := rules.get(()):
-                    members = _matched_elements(a, b, path, key_to_match)
-                elif len(a) == len(b):
-                    members = _elements(a, b)
-                elif align:
-                    ends = _count_equal_ends(a, b, path, rules, places)
-                    members = _elements(a, b, *ends)
-                else:  # without rules, a surplus element settles it
-                    head = 0 if rules else min(len(a), len(b))
-                    members = _elements(a, b, head)
+                members = _pair(a, b, path, rules, places, align)
                 break
             elif kind != other or not (
                 _same_number(a, b, places) if kind == "number" else a == b
@@ -267,7 +254,30 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
     return False
 
 
-def _object_members(
+def _pair(
+    left: Any, right: Any, path: _Path, rules: _Rules, places: int, align: bool
+) -> _Members:
+    """Pair the members of two objects, or the elements of two arrays."""
+    if isinstance(left, dict):
+        return _pair_members(left, right, path)
+    match = rules.get(())
+    if match is not None:
+        return _pair_matching(left, right, path, match)
+    head = tail = 0
+    if len(left) != len(right):
+        if align:
+            head, tail = _count_equal_ends(left, right, path, rules, places)
+        elif not rules:  # any surplus element is a difference
+            head = min(len(left), len(right))
+    return zip_longest(
+        range(head, max(len(left), len(right)) - tail),
+        islice(left, head, len(left) - tail),
+        islice(right, head, len(right) - tail),
+        fillvalue=_ABSENT,
+    )
+
+
+def _pair_members(
     left: Mapping[str, Any], right: Mapping[str, Any], path: _Path
 ) -> _Members:
     for key in chain(left, right):
@@ -281,25 +291,13 @@ def _object_members(
             yield key, _ABSENT, b
 
 
-def _elements(
-    left: Sequence[Any], right: Sequence[Any], head: int = 0, tail: int = 0
-) -> _Members:
-    """Pair elements by position, except the first `head` and the last `tail`."""
-    return zip_longest(
-        range(head, max(len(left), len(right)) - tail),
-        islice(left, head, len(left) - tail),
-        islice(right, head, len(right) - tail),
-        fillvalue=_ABSENT,
-    )
-
-
 def _count_equal_ends(
     left: Sequence[Any], right: Sequence[Any], path: _Path, rules: _Rules, places: int
 ) -> tuple[int, int]:
     """Count the elements that are equal from the start, then those from the end."""
 
     def equal(index: int, b: Any) -> bool:
-        # Aligning inside of them, too, could take exponential time for the same result.
+        # Aligning within elements, too, could take exponential time for the same result.
         member = iter([(index, left[index], b)])
         return next(_walk(member, path, rules, places, align=False), None) is None
 
@@ -312,7 +310,7 @@ def _count_equal_ends(
     return head, tail
 
 
-def _matched_elements(
+def _pair_matching(
     left: Sequence[Any], right: Sequence[Any], path: _Path, key: str
 ) -> _Members:
     """Pair elements that have the same value under a key."""
@@ -414,7 +412,7 @@ def _add_rule(rules: _Rules, segments: tuple[str, ...], match: str | None) -> No
 
 
 def _advance(rules: _Rules, key: _Key) -> _Rules:
-    """Return the rules below the value under a key; that for () is for the value."""
+    """Return the rules for the value under a key: () for itself, others below it."""
     inner: _Rules = {}
     for segments, match in rules.items():
         if segments and segments[0] in ("*", "**", str(key)):
@@ -460,7 +458,7 @@ def load(source: bytes | bytearray | str | os.PathLike[str]) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
-        (key, _), *_ = Counter(key for key, _ in pairs).most_common()
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"key {_shorten(_text(key))} occurs twice in one object")
     return members
 
@@ -521,7 +519,7 @@ def _documents(name: str, by_line: bool) -> Iterator[Any]:
         raise ValueError(f"{name}: {exc.strerror}") from None
 
 
-def _run(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def _print_differences(args: argparse.Namespace, options: dict[str, Any]) -> int:
     status = 0
     lefts, rights = (_documents(name, args.lines) for name in (args.left, args.right))
     pairs = zip_longest(lefts, rights, fillvalue=_ABSENT)
@@ -577,8 +575,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="an array whose elements are paired by the value of a key, as in "
         "/items=id; may be repeated",
     )
-    parser.add_argument("--lines", action="store_true", help="compare JSON Lines")
-    parser.add_argument("--json", action="store_true", help="print JSON Lines")
+    parser.add_argument(
+        "--lines", action="store_true", help="compare JSON Lines, line by line"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object a line"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
     args = parser.parse_args(argv)
     if args.left == args.right == "-":
@@ -592,7 +594,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _run(args, options)
+        return _print_differences(args, options)
     except ValueError as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 2
