@@ -17,9 +17,10 @@ From other code:
 
 What counts as equal:
 
-- Two integers, however large, if they are the same. If one of two numbers is a float or
-  a Decimal: if their difference rounds to zero at `places` decimal places, as defined
-  by unittest.TestCase.assertAlmostEqual. NaN equals NaN; an infinity equals only itself.
+- Two integers, however large, if they are the same; two numbers of which one or both
+  are float or Decimal, if their difference rounds to zero at `places` decimal places.
+  This is how unittest.TestCase.assertAlmostEqual defines it. NaN equals NaN, and an
+  infinity equals only itself.
 - Strings of the same code points. `true`, `false` and `null` equal only themselves;
   `true` is not `1`.
 - Arrays of the same length with equal elements in the same order.
@@ -58,7 +59,7 @@ def compare(
     ignore: Iterable[str] = (),
     match: Mapping[str, str] | None = None,
 ) -> bool:
-    """Return whether two documents are equal. Arguments and errors: differences()."""
+    """Return whether two documents are equal; see differences() for the arguments."""
     found = differences(left, right, places=places, ignore=ignore, match=match)
     return next(found, None) is None
 
@@ -73,7 +74,7 @@ def assert_equal(
 ) -> None:
     """Raise an AssertionError that lists the first differences, if there are any.
 
-    For tests. Arguments and other errors: differences().
+    For tests. See differences() for the arguments and other errors.
     """
     found = differences(left, right, places=places, ignore=ignore, match=match)
     lines = [str(difference) for difference in islice(found, MAX_LISTED)]
@@ -182,8 +183,8 @@ def _walk(
     """Yield the differences in some members of the object or array at `path`."""
     near = float(f"4e-{places + 1}")
     unequal: set[int] = set()
-    # A stack, as documents may be nested deeper than Python recurses; by the id() of the
-    # left objects and arrays that are around the members.
+    # Documents may be nested deeper than Python can recurse. A key is the id() of a left
+    # object or array around the members, a value what to continue with after it.
     stack: dict[int, tuple[_Members, _Path, _Rules]] = {}
     while True:
         for key, a, b in members:
@@ -294,7 +295,7 @@ def _pair_members(
 def _count_equal_ends(
     left: Sequence[Any], right: Sequence[Any], path: _Path, rules: _Rules, places: int
 ) -> tuple[int, int]:
-    """Count the elements that are equal from the start, then those from the end."""
+    """Count the elements that are equal at the start, and of the rest, at the end."""
 
     def equal(index: int, b: Any) -> bool:
         # Aligning within elements, too, could take exponential time for the same result.
@@ -479,7 +480,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=st
 
 
 def _text(value: Any) -> str:
-    """Write a value as JSON, but of an array or object only what fits into a line."""
+    """Write a value as JSON; of an array or object, only as much as a line shows."""
     if isinstance(value, Decimal):
         return str(value)
     try:
@@ -497,7 +498,7 @@ def _shorten(text: str, start: int = 0) -> str:
 
 
 def _documents(name: str, by_line: bool) -> Iterator[Any]:
-    """Yield the document in a file, or one a line; errors are a ValueError to show."""
+    """Yield the document in a file, or that in each line; name the file in errors."""
     number = 1
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
@@ -536,7 +537,7 @@ def _print_differences(args: argparse.Namespace, options: dict[str, Any]) -> int
                 print(json.dumps(line, default=str))
             else:
                 print(f"line {number}: {found}" if args.lines else found)
-    print(end="", flush=True)  # now, so that errors are caught
+    print(end="", flush=True)  # here, where errors are caught
     return status
 
 
@@ -557,7 +558,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("left", metavar="LEFT", help="a JSON file; - is standard input")
     parser.add_argument("right", metavar="RIGHT", help="the file to compare it with")
     parser.add_argument(
-        "--places", type=int, default=PLACES, help="decimal places that count (5)"
+        "--places", type=int, default=PLACES, help="decimal places (default: 5)"
     )
     parser.add_argument(
         "--ignore",
@@ -579,7 +580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--lines", action="store_true", help="compare JSON Lines, line by line"
     )
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON object a line"
+        "--json", action="store_true", help="print a JSON object per difference"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
     args = parser.parse_args(argv)
@@ -598,7 +599,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 2
-    except OSError as exc:  # from print(); the interpreter would flush once more
+    except OSError as exc:  # from print(); a second one, at exit, would be a traceback
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(exc, BrokenPipeError):  # head(1) has seen enough
             return 1
