@@ -108,18 +108,17 @@ def differences(
     `ignore` holds JSON Pointers (RFC 6901) to values that do not count, whether they
     differ, are missing or are not JSON at all. A segment `*` stands for any one key or
     index, `**` for any number of them, including none; a key that is itself `*` or `**`
-    cannot be singled out.
+    cannot be singled out. An index is that of the left element, if there is one.
 
     `match` maps pointers of the same form to a key: {"/items": "id"} pairs the elements
     of /items by the value of their "id" instead of by position. If several pointers fit
     an array, the first counts.
 
-    Raises at once ValueError for negative `places` or what is not a JSON Pointer, and
-    TypeError if `ignore` is a string. Raises while iterating, naming the place,
-    TypeError for a value or key of a type that JSON does not have; ValueError for a
-    left document that contains itself; and ValueError if an element of arrays that
-    differ cannot be matched: it has no string or integer under the key, or the same one
-    as another element.
+    Raises at once: ValueError for negative `places` and for what is not a JSON Pointer,
+    TypeError if `ignore` is a string. Raises on reaching the place that the message
+    names: TypeError for a value or key of a type that JSON does not have; ValueError if
+    the left document contains itself, and if the elements of unequal arrays cannot be
+    matched because one has no string or integer under the key, or two have the same.
     """
     if places < 0:
         raise ValueError(f"places must be 0 or more, not {places}")
@@ -504,7 +503,7 @@ def _documents(name: str, by_line: bool) -> Iterator[Any]:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
             if by_line:
                 for number, line in enumerate(file, 1):
-                    yield load(line.rstrip(b"\r\n"))
+                    yield load(line.decode().rstrip("\r\n"))  # JSON Lines are UTF-8
             else:
                 yield load(file.read())
     except json.JSONDecodeError as exc:
