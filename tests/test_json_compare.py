@@ -81,7 +81,6 @@ EQUAL: dict[str, tuple[Any, Any]] = {
 
 DIFFERENT: dict[str, tuple[Any, Any]] = {
     "floats that differ in the last place": (1.00001, 1.00002),
-    "floats that differ in their first place": (1.5, 2.5),
     "an integer and a float": (1, 1.00001),
     "neighbours among huge integers": (10**400, 10**400 + 1),
     "neighbours among integers beyond the range of exact floats": (2**53, 2**53 + 1),
@@ -110,9 +109,7 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "null and the empty string": (None, ""),
     "a number and its text": (1, "1"),
     "strings": ("a", "b"),
-    "letters in another case": ("a", "A"),
     "Unicode normal forms": ("\u00e9", "e\u0301"),
-    "a string and its first part": ("ab", "a"),
     "null and a missing key": ({"a": None}, {}),
     "keys": ({"a": 1}, {"b": 1}),
     "an additional key": ({"a": 1, "b": 2}, {"a": 1}),
@@ -424,7 +421,8 @@ def reference(
     """Find the differences; `ignored` is to fit the pointers to what does not count."""
 
     def inside(key: str | int, a: Any, b: Any) -> list[Found]:
-        return reference(a, b, ignored, f"{pointer}/{escape(key)}")
+        segment = str(key).replace("~", "~0").replace("/", "~1")
+        return reference(a, b, ignored, f"{pointer}/{segment}")
 
     if ignored.fullmatch(pointer):
         return []
@@ -458,10 +456,6 @@ def reference(
     else:
         return [(pointer, "changed", left, right)]
     return [found for member in members for found in inside(*member)]
-
-
-def escape(key: str | int) -> str:
-    return str(key).replace("~", "~0").replace("/", "~1")
 
 
 def json_kind(value: Any) -> str:
@@ -603,8 +597,8 @@ def test_aligning_nested_arrays_does_not_take_exponential_time() -> None:
 
 
 def test_the_same_value_may_stand_at_several_places() -> None:
-    shared = nested(2000, [1])
-    assert compare([shared, shared], [shared, shared])
+    shared, other = nested(2000, [1]), nested(2000, [2])
+    assert len(list(differences([shared, shared], [other, other]))) == 2
 
 
 def test_documents_that_contain_themselves_are_refused() -> None:
@@ -640,17 +634,12 @@ def test_other_types_are_refused_with_their_place(
 
 
 @pytest.mark.parametrize("key", [1, True, None, 1.5, (), b"a"], ids=repr)
-@pytest.mark.parametrize("other_key", ["same", "a"])
-def test_keys_that_are_not_strings_are_refused_with_their_place(
-    key: Any, other_key: Any
-) -> None:
-    left = {"x": [{"a": 1, key: 1}]}
-    right = {"x": [{"a": 1, key if other_key == "same" else other_key: 1}]}
+def test_keys_that_are_not_strings_are_refused_with_their_place(key: Any) -> None:
+    bad, good = {"x": [{"a": 1, key: 1}]}, {"x": [{"a": 1}]}
     message = f"^/x/0 has a key of type {type(key).__name__}, not str: "
-    with pytest.raises(TypeError, match=message):
-        compare(left, right)
-    with pytest.raises(TypeError, match=message):
-        compare(right, left)
+    for left, right in ((bad, bad), (bad, good), (good, bad)):
+        with pytest.raises(TypeError, match=message):
+            compare(left, right)
 
 
 @pytest.mark.parametrize("count", [1, 10, 11])
@@ -985,7 +974,7 @@ def random_bytes(chance: random.Random) -> bytes:
         return chance.randbytes(chance.randrange(20))
     text = json.dumps(random_document(chance), default=str)
     text = text.replace(", ", ",\n") if chance.random() < 0.3 else text
-    data = bytearray(text.encode(chance.choice(ENCODINGS)))
+    data = bytearray(text.encode(chance.choice(["utf-8"] * 8 + ENCODINGS)))
     for _ in range(chance.randrange(4)):
         start = chance.randrange(len(data) + 1)
         end = start + chance.randrange(3)
