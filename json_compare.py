@@ -466,7 +466,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(digits: str) -> int | Decimal:
     try:
         return int(digits)
-    except ValueError:  # a limit, as int() takes quadratic time; Decimal() does not
+    except ValueError:  # too long: int() takes quadratic time, Decimal() does not
         return Decimal(digits)
 
 
@@ -551,8 +551,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Compare two JSON documents; floats to 5 decimal places.",
         epilog="POINTER is a JSON Pointer, in which * stands for any one key or index and "
-        "** for any number of them, as in /**/updated_at. Exit status: 0 equal, "
-        "1 different, 2 not compared (bad arguments or input), 130 interrupted.",
+        "** for any number of them, as in /**/updated_at; both options that take one "
+        "may be repeated. Exit status: 0 equal, 1 different, 2 not compared (bad "
+        "arguments or input), 130 interrupted.",
     )
     parser.add_argument("left", metavar="LEFT", help="a JSON file; - is standard input")
     parser.add_argument("right", metavar="RIGHT", help="the file to compare it with")
@@ -564,7 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="POINTER",
         action="append",
         default=[],
-        help="a value that does not count; may be repeated",
+        help="a value that does not count",
     )
     parser.add_argument(
         "--match",
@@ -572,8 +573,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=_pointer_and_key,
         action="append",
         default=[],
-        help="an array whose elements are paired by the value of a key, as in "
-        "/items=id; may be repeated",
+        help="pair the elements of an array by the value of a key: /items=id",
     )
     parser.add_argument(
         "--lines", action="store_true", help="compare JSON Lines, line by line"
