@@ -229,11 +229,13 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
     """
     keys: Iterable[_Key]
     key_type: type
-    if type(left) is type(right) is list:
+    if type(left) is list:
         keys, key_type = range(len(left)), int
-    elif type(left) is type(right) is dict:
+    elif type(left) is dict:
         keys, key_type = left, str
     else:
+        return False
+    if type(left) is not type(right) or len(left) != len(right):
         return False
     try:
         for key in keys:
@@ -246,9 +248,8 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
             elif not _is_plainly_equal(a, b, near, unequal):
                 break
         else:
-            if len(left) == len(right):
-                return True
-    except (LookupError, RecursionError):
+            return True
+    except (KeyError, RecursionError):
         pass
     unequal.add(id(left))
     return False
@@ -315,25 +316,27 @@ def _pair_matching(
 ) -> _Members:
     """Pair elements that have the same value under a key."""
 
-    def by_value(elements: Sequence[Any], side: str) -> dict[_Key, tuple[int, Any]]:
-        found: dict[_Key, tuple[int, Any]] = {}
+    def indexes(elements: Sequence[Any], side: str) -> dict[_Key, int]:
+        found: dict[_Key, int] = {}
         for index, element in enumerate(elements):
             value: Any = element.get(key) if isinstance(element, dict) else None
-            place = f"{_place((path, index))} in the {side} document"
             if type(value) not in (str, int):
-                raise ValueError(f"{place} has no string or integer {key!r} to match")
-            if value in found:
-                twin = found[value][0]
-                raise ValueError(f"{place} has the same {key!r} as element {twin}")
-            found[value] = index, element
+                problem = f"no string or integer {key!r} to match"
+            elif value in found:
+                problem = f"the same {key!r} as element {found[value]}"
+            else:
+                found[value] = index
+                continue
+            place = _place((path, index))
+            raise ValueError(f"{place} in the {side} document has {problem}")
         return found
 
-    lefts, rights = by_value(left, "left"), by_value(right, "right")
-    for value, (index, a) in lefts.items():
-        yield index, a, rights[value][1] if value in rights else _ABSENT
-    for value, (index, b) in rights.items():
+    lefts, rights = indexes(left, "left"), indexes(right, "right")
+    for value, index in lefts.items():
+        yield index, left[index], right[rights[value]] if value in rights else _ABSENT
+    for value, index in rights.items():
         if value not in lefts:
-            yield index, _ABSENT, b
+            yield index, _ABSENT, right[index]
 
 
 _JSON_TYPES: dict[type, str] = {
