@@ -265,11 +265,8 @@ def _pair(
     if match is not None:
         return _pair_matching(left, right, path, match)
     head = tail = 0
-    if len(left) != len(right):
-        if align:
-            head, tail = _count_equal_ends(left, right, path, rules, places)
-        elif not rules:  # any surplus element is a difference
-            head = min(len(left), len(right))
+    if align and len(left) != len(right):
+        head, tail = _count_equal_ends(left, right, path, rules, places)
     return zip_longest(
         range(head, max(len(left), len(right)) - tail),
         islice(left, head, len(left) - tail),
