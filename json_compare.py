@@ -117,8 +117,9 @@ def differences(
     Raises at once: ValueError for negative `places` and for what is not a JSON Pointer,
     TypeError if `ignore` is a string. Raises on reaching the place that the message
     names: TypeError for a value or key of a type that JSON does not have; ValueError if
-    the left document contains itself, and if the elements of unequal arrays cannot be
-    matched because one has no string or integer under the key, or two have the same.
+    the left document contains itself, and if elements cannot be matched because one has
+    no string or integer under the key, or two have the same. Elements of identical
+    arrays are not checked.
     """
     if places < 0:
         raise ValueError(f"places must be 0 or more, not {places}")
@@ -164,8 +165,8 @@ class Difference(NamedTuple):
 _Key = str | int
 _Members = Iterator[tuple[_Key, Any, Any]]  # key or index, left value, right value
 _Path = tuple["_Path", _Key] | None  # the path to the parent, and the key in it
-# What remains of each pattern below a value, and what it is for: the key to match
-# elements by, or None to ignore.
+# The remaining segments of each pattern that fits so far, and what to do where it ends:
+# match elements by this key, or ignore the value if it is None.
 _Rules = dict[tuple[str, ...], str | None]
 
 
@@ -182,8 +183,8 @@ def _walk(
     """Yield the differences in some members of the object or array at `path`."""
     near = float(f"4e-{places + 1}")
     unequal: set[int] = set()
-    # Documents may be nested deeper than Python can recurse. A key is the id() of a left
-    # object or array around the members, a value what to continue with after it.
+    # Documents may be nested deeper than Python can recurse. Each object or array around
+    # the members, by the id() of the left one, and what to continue with after it.
     stack: dict[int, tuple[_Members, _Path, _Rules]] = {}
     while True:
         for key, a, b in members:
@@ -222,10 +223,9 @@ _PLAIN = frozenset([str, int, float, bool, NoneType])
 def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> bool:
     """Return whether two objects or arrays are equal, False if it is hard to tell.
 
-    Most values are equal, and _walk() takes several times as long to find out. `near`
-    is a distance at which two floats are surely equal. Collects in `unequal` the id()
-    of each left object or array that turns out not to be plainly equal, so that
-    _walk() need not ask again: no value is looked at more than twice.
+    Most values are equal, and _walk() takes several times as long to find out. Floats
+    less than `near` apart are certainly equal. The id() of each left object or array
+    that is not plainly equal is added to `unequal`, so that _walk() need not ask again.
     """
     keys: Iterable[_Key]
     key_type: type
@@ -295,7 +295,7 @@ def _count_equal_ends(
     """Count the elements that are equal at the start, and of the rest, at the end."""
 
     def equal(index: int, b: Any) -> bool:
-        # Aligning within elements, too, could take exponential time for the same result.
+        # Aligning within elements could take exponential time, for the same verdict.
         member = iter([(index, left[index], b)])
         return next(_walk(member, path, rules, places, align=False), None) is None
 
@@ -521,21 +521,22 @@ def _documents(name: str, by_line: bool) -> Iterator[Any]:
 
 def _print_differences(args: argparse.Namespace, options: dict[str, Any]) -> int:
     status = 0
-    lefts, rights = (_documents(name, args.lines) for name in (args.left, args.right))
+    lefts = _documents(args.left, args.lines)
+    rights = _documents(args.right, args.lines)
     pairs = zip_longest(lefts, rights, fillvalue=_ABSENT)
     for number, (left, right) in enumerate(pairs, 1):
-        for found in differences(left, right, **options):
+        for difference in differences(left, right, **options):
             status = 1
             if args.quiet:
                 return status
             if args.json:
-                line: dict[str, Any] = {"line": number} if args.lines else {}
-                line |= found._asdict()
-                if found.kind != "changed":
-                    del line["right" if found.kind == "only_left" else "left"]
-                print(json.dumps(line, default=str))
+                record: dict[str, Any] = {"line": number} if args.lines else {}
+                record |= difference._asdict()
+                if difference.kind != "changed":
+                    del record["right" if difference.kind == "only_left" else "left"]
+                print(json.dumps(record, default=str))
             else:
-                print(f"line {number}: {found}" if args.lines else found)
+                print(f"line {number}: {difference}" if args.lines else difference)
     print(end="", flush=True)  # here, where errors are caught
     return status
 
@@ -555,19 +556,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "may be repeated. Exit status: 0 equal, 1 different, 2 not compared (bad "
         "arguments or input), 130 interrupted.",
     )
-    parser.add_argument("left", metavar="LEFT", help="a JSON file; - is standard input")
-    parser.add_argument("right", metavar="RIGHT", help="the file to compare it with")
-    parser.add_argument(
-        "--places", type=int, default=PLACES, help="decimal places (default: 5)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("left", metavar="LEFT", help="a JSON file; - is standard input")
+    add("right", metavar="RIGHT", help="the file to compare it with")
+    add("--places", type=int, default=PLACES, help="decimal places (default: 5)")
+    add(
         "--ignore",
         metavar="POINTER",
         action="append",
         default=[],
         help="a value that does not count",
     )
-    parser.add_argument(
+    add(
         "--match",
         metavar="POINTER=KEY",
         type=_pointer_and_key,
@@ -575,20 +575,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="pair the elements of an array by the value of a key: /items=id",
     )
-    parser.add_argument(
-        "--lines", action="store_true", help="compare JSON Lines, line by line"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON object per difference"
-    )
-    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
+    add("--lines", action="store_true", help="compare JSON Lines, line by line")
+    add("--json", action="store_true", help="print a JSON object per difference")
+    add("-q", "--quiet", action="store_true", help="print nothing")
     args = parser.parse_args(argv)
     if args.left == args.right == "-":
         parser.error("only one of LEFT and RIGHT can be standard input")
     match = dict(args.match)
     options = {"places": args.places, "ignore": args.ignore, "match": match}
     try:
-        differences(None, None, **options)
+        differences(None, None, **options)  # checks the options
     except ValueError as exc:
         parser.error(str(exc))
     if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack characters
