@@ -40,7 +40,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_UP, Context, Decimal, localcontext
+from decimal import ROUND_UP, Context, Decimal, localcontext
 from itertools import chain, islice, zip_longest
 from math import isnan
 from types import NoneType
@@ -359,9 +359,9 @@ def _json_type(value: Any, path: _Path) -> str:
 
 
 # The difference of two Decimals may have more than 28 digits; rounding it up cannot
-# take it across the limit, which has one digit. Without traps, what is out of range
-# becomes NaN, and nothing is <= NaN.
-_CONTEXT = Context(28, ROUND_UP, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[])
+# take it across the limit, which has one digit. Without traps, what is out of range is
+# infinite or NaN, and thus not within the limit.
+_CONTEXT = Context(rounding=ROUND_UP, traps=[])
 
 
 def _same_number(left: Any, right: Any, places: int) -> bool:
@@ -475,7 +475,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer)
 
 # Writing
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, check_circular=False, default=str)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def _text(value: Any) -> str:
@@ -484,7 +484,7 @@ def _text(value: Any) -> str:
         return str(value)
     try:
         return "".join(islice(_ENCODER.iterencode(value), MAX_WIDTH + 1))
-    except ValueError:  # an integer of more than 4300 digits, too long for str()
+    except ValueError:  # an integer too long for str(), or a value that holds itself
         return "…"
 
 

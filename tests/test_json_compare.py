@@ -698,6 +698,9 @@ def test_the_error_for_the_name_of_a_file_in_a_str_hints_at_path() -> None:
     with pytest.raises(json.JSONDecodeError) as info:
         load("old.json")
     assert "pass a pathlib.Path" in "".join(info.value.__notes__)
+    with pytest.raises(json.JSONDecodeError) as info:
+        load(b"old.json")
+    assert not hasattr(info.value, "__notes__")
 
 
 def test_an_integer_that_int_refuses_is_read_as_exactly() -> None:
