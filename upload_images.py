@@ -6,51 +6,50 @@
 
     python upload_images.py FOLDER [--url URL] [--recursive] [--skip-existing] ...
 
-Every file whose name says that it is an image goes into a POST request of its own, as
+Each file whose name is that of an image is sent in a POST request of its own, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py imports from here what both scripts need: connections with retries,
-chains, reports, progress, options.
-
-Exit status: 0 everything was uploaded, 1 some images failed, 2 it could not run,
-130 interrupted.
+mirror_images.py imports what both scripts share: `Client`, which talks to the service
+and retries, and `Run`, which processes many images at once, counts and reports.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import contextlib
 import dataclasses
 import email.utils
-import errno
 import hashlib
-import html
-import io
-import itertools
 import json
 import logging
-import math
 import mimetypes
 import os
 import random
 import re
 import secrets
+import shutil
+import signal
+import socket
 import ssl
+import stat
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Coroutine,
     Iterable,
-    Iterator,
     Sequence,
 )
-from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO, TypeVar
+from typing import Any, BinaryIO, Self, TextIO, TypeVar
 
 import httpx
 
@@ -58,137 +57,170 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8000/images/"
-CHUNK = 1 << 18  # bytes read from disk and handed to the socket at a time
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-MAX_LIST = 1 << 30  # bytes of a list of images
-MAX_WORDS = 1 << 16  # bytes of what a server has to say to a POST
-# Of RFC 9110's answers, those which say that the image is saved. 202 only promises it.
-SAVED = {200, 201, 204}
-# Not asked for, but decoded if they come; a thousandfold growth is the most they can
-# do. Two of them, or Brotli, can make gigabytes of a few kilobytes.
-CODINGS = {"identity", "gzip", "deflate"}
-# These may pass; any other answer would only be given again.
-PASSING = {408, 425, 429, 500, 502, 503, 504}
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds
-LONGEST_RETRY_AFTER = 120.0  # seconds; who asks for more than that is taken at his word
 
-# What the tables of some systems lack.
+# The retry policy. Any status that is in neither set would just recur.
+SUCCESS = {200, 201, 204}  # RFC 9110; 202 does not promise that the image is saved
+RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+MAX_RETRY_AFTER_SECONDS = 120.0
+
+# The write time-out applies to each piece: a slow uplink must manage one in that time.
+CHUNK_SIZE = 32 * 1024  # bytes
+MIN_BYTES_PER_SECOND = 10_000  # an attempt that is slower is abandoned
+MAX_LIST_SIZE = 64_000_000  # bytes of the list of images
+MAX_NAME_LENGTH = 4096  # characters of a line of that list
+MAX_RESPONSE_SIZE = 1 << 16  # bytes of a response to POST
+
+# Some systems do not know these.
+mimetypes.add_type("image/jpeg", ".jfif")
 mimetypes.add_type("image/jp2", ".jp2")
 mimetypes.add_type("image/jp2", ".j2k")
-mimetypes.add_type("image/jpeg", ".jfif")
 mimetypes.add_type("image/webp", ".webp")
 mimetypes.add_type("image/x-portable-floatmap", ".pfm")
 
 
-class Trouble(Exception):
-    """The script cannot run; the text is the line that the user reads."""
+class FatalError(Exception):
+    """The script cannot run; the message is the line that the user reads."""
 
 
-class Failure(Exception):
-    """One image failed; the text is the reason.
+class ImageError(ValueError):
+    """An image cannot be processed; the message says why."""
 
-    `unanswered` tells that no HTTP answer came, `wait` how many seconds another
-    attempt should wait: None if it is of no use, 0 if nobody said.
+
+class RequestError(Exception):
+    """A request failed; the message says why.
+
+    `retry_after` is the number of seconds to wait before a retry, 0 if the server does
+    not say, None if a retry would not help.
     """
 
-    def __init__(
-        self, reason: str, wait: float | None = None, unanswered: bool = False
-    ) -> None:
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
         super().__init__(reason)
-        self.wait = wait
-        self.unanswered = unanswered
+        self.retry_after = retry_after
 
 
-# ---- words -----------------------------------------------------------------
+# ---- what the script does --------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """`text` with what a terminal would obey, or cannot encode, as escape sequences."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
-    )
+async def upload_folder(
+    client: Client, run: Run, arguments: argparse.Namespace
+) -> None:
+    """Upload the images in a folder."""
+    folder: Path = arguments.folder
+    images, skipped, failed = find_files(folder, arguments.recursive)
+    names = upload_names(images, arguments.join_path)
+    if not images:
+        hint = "" if arguments.recursive else "; --recursive includes subfolders"
+        logger.warning("there are no images in %s%s", folder, hint)
+    if arguments.skip_existing:
+        existing = {form_escape(name) for name in await client.list()}
+        for path in images:
+            if form_escape(names[path]) in existing:
+                skipped[path] = "already on the server"
+
+    async def upload(outcome: Outcome) -> None:
+        with open_regular_file(folder / outcome.name) as file:
+            outcome.bytes_in = os.fstat(file.fileno()).st_size
+            await client.post(names[outcome.name], file, outcome)
+
+    def in_shard_of(paths: Iterable[str]) -> list[str]:
+        return [path for path in paths if in_shard(path, arguments.shard)]
+
+    remaining = in_shard_of(path for path in images if path not in skipped)
+    await run.chains(remaining, upload, arguments.connections)
+    for path in in_shard_of(skipped):
+        run.record(Outcome(path, "skipped", error=skipped[path]))
+    for path in in_shard_of(failed):
+        run.record(Outcome(path, "failed", error=failed[path]))
 
 
-def shorten(text: str, length: int) -> str:
-    """At most `length` characters of `text`."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def size_text(size: float) -> str:
-    """A number of bytes as people read it: 4.2 MB."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "GB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
-# ---- which files -----------------------------------------------------------
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image (`mimetypes`, `image/*`)."""
-    return media_type(name).startswith("image/")
+# ---- files -----------------------------------------------------------------
 
 
 def media_type(name: str) -> str:
-    """The media type of a file, by its name."""
+    """The media type of a file, judged by its name."""
     guess, encoding = mimetypes.guess_type(name, strict=False)
     return guess if guess and not encoding else "application/octet-stream"
 
 
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return media_type(name).startswith("image/")
+
+
 def find_files(
-    folder: Path, recursive: bool = False
-) -> tuple[list[Path], list[Path], list[tuple[str, str]]]:
-    """Walk `folder`.
+    folder: Path, recursive: bool
+) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """The images in a folder, as paths below it.
 
-    Returns its images, its other files, and (path, reason) for each subfolder that
-    cannot be read. Raises Trouble if `folder` itself cannot be read, or if two images
-    would be uploaded under the same name.
+    Also returns, with the reasons, the files that are not images and the subfolders
+    that cannot be read. Raises FatalError if `folder` itself cannot be read.
     """
-    images: list[Path] = []
-    others: list[Path] = []
-    unreadable: list[tuple[str, str]] = []
+    images: list[str] = []
+    skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
 
-    def note(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         if error.filename == str(folder):
             hint = "give the path of a folder with images"
-            raise Trouble(f"{folder}: {error.strerror}; {hint}") from error
-        unreadable.append((str(error.filename), str(error.strerror)))
+            raise FatalError(f"{folder}: {error.strerror}; {hint}") from error
+        failed[os.path.relpath(error.filename, folder)] = str(error.strerror)
 
-    for parent, subfolders, names in os.walk(folder, onerror=note):
+    for parent, subfolders, names in os.walk(folder, onerror=on_error):
         subfolders[:] = sorted(subfolders) if recursive else []
         for name in sorted(names):
-            (images if is_image(name) else others).append(Path(parent, name))
-    paths: dict[str, Path] = {}
-    for path in images:
-        if (twin := paths.setdefault(path.name, path)) is not path:
-            raise Trouble(f"{twin} and {path} would be uploaded under the same name")
-    return images, others, unreadable
+            path = os.path.relpath(os.path.join(parent, name), folder)
+            if is_image(name):
+                images.append(path)
+            else:
+                skipped[path] = "not an image by its name"
+    return images, skipped, failed
+
+
+def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
+    """The name under which each file is uploaded; FatalError if two clash."""
+    names: dict[str, str] = {}
+    first: dict[str, str] = {}
+    clashes: list[str] = []
+    for path in paths:
+        names[path] = "_".join(Path(path).parts) if join_path else Path(path).name
+        other = first.setdefault(form_escape(names[path]), path)
+        if other != path:
+            clashes.append(f"{other} and {path}")
+    if clashes:
+        shown = ", ".join(clashes[:10])
+        if len(clashes) > 10:
+            shown += f", and {len(clashes) - 10} more pairs"
+        hint = "" if join_path else "; --join-path tells subfolders apart"
+        raise FatalError(f"the same name would be uploaded twice: {shown}{hint}")
+    return names
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Whether `name` is in part K of N: always the same, whatever names there are."""
+    """Whether `name` is in part K of N, which depends on nothing but the name."""
     part, parts = shard
     data = name.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "big") % parts == part - 1
 
 
+def open_regular_file(path: Path) -> BinaryIO:
+    """Open a file for reading; ImageError unless it is regular: a pipe would block."""
+    if path.is_symlink() and not path.exists():
+        raise ImageError("a broken link")
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ImageError("not a regular file")
+    return path.open("rb")
+
+
 # ---- the request body ------------------------------------------------------
 
 
 def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
-    """A form with one file in it: its Content-Type, what precedes the file's content,
-    and what follows.
+    """A form with one file: its Content-Type, and what precedes and follows the file.
 
-    multipart/form-data (RFC 7578), names escaped as browsers do it (WHATWG HTML,
-    "multipart/form-data encoding algorithm"): UTF-8, percent-encoded only where a
-    quotation mark or a line break would end the name.
+    multipart/form-data (RFC 7578).
     """
     boundary = secrets.token_hex(16)
     head = (
@@ -205,219 +237,276 @@ def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
 
 
 def form_escape(name: str) -> str:
+    """A name as browsers send it (WHATWG HTML, "multipart/form-data encoding")."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def file_chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
-    """Yield the content of `file`; Failure if it turns out to be not `size` bytes."""
+async def form_pieces(
+    head: bytes, file: BinaryIO, size: int, tail: bytes
+) -> AsyncIterator[bytes]:
+    """Yield the body; ImageError before its end if `file` has not `size` bytes.
+
+    The server then gets an incomplete request instead of a part of the file.
+    """
     file.seek(0)
-    left = size
-    while left and (chunk := file.read(min(CHUNK, left))):
-        left -= len(chunk)
-        yield chunk
-    if left:
-        raise Failure(f"the file shrank while it was sent, {left} bytes are missing")
-    if file.read(1):
-        raise Failure("the file grew while it was sent")
+    piece, sent = head, 0
+    while (chunk := file.read(CHUNK_SIZE)) and sent <= size:
+        sent += len(chunk)
+        if len(piece) >= CHUNK_SIZE:
+            yield piece
+            piece = b""
+        piece += chunk  # a small image is sent in one piece with head and tail
+    if sent != size:
+        raise ImageError("the file changed its size while it was sent")
+    yield piece + tail
 
 
-# ---- the server ------------------------------------------------------------
-
-
-def tls_context() -> ssl.SSLContext:
-    """How to check certificates; Trouble if SSL_CERT_FILE or _DIR is of no use."""
-    try:
-        return httpx.create_ssl_context()
-    except OSError as error:
-        message = f"$SSL_CERT_FILE or $SSL_CERT_DIR is of no use: {error}"
-        raise Trouble(message) from error
+# ---- the image service -----------------------------------------------------
 
 
 @dataclasses.dataclass
-class Server:
-    """The image service, and how to talk to it."""
+class Client:
+    """A client of the image service at `url`, with retries, for many concurrent chains.
 
-    url: str
-    field: str = "file"
-    headers: Sequence[tuple[bytes, bytes]] = ()
-    retries: int = 4
-    timeout: float = 30.0  # seconds without a byte
-    # Making one takes 20 ms: too long for each connection.
-    tls: ssl.SSLContext = dataclasses.field(default_factory=tls_context)
-    answered: bool = False  # ever; until then, a refused connection ends the run
-
-    @property
-    def name(self) -> str:
-        """The URL as it may be shown, without a password."""
-        return str(httpx.URL(self.url).copy_with(userinfo=b""))
-
-
-class Connection:
-    """One kept-alive connection to the server, with retries. Each chain has its own.
-
-    In a pool that all chains share, httpcore would look through all connections for
-    every request: 100 of them cost nine times the processor time of 100 clients with
-    a single one.
+    The methods raise RequestError if a request fails in the end, and FatalError if
+    nothing listens at the URL and nothing ever did. `outcome` counts the attempts.
     """
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.attempts = 0  # requests made so far, retries included
+    url: str
+    field: str = "file"  # the name of the form field
+    headers: Sequence[tuple[bytes, bytes]] = ()  # of each request
+    timeout: float = 30.0  # seconds without progress after which an attempt has failed
+    retries: int = 4  # attempts after the first one
+
+    def __post_init__(self) -> None:
+        self._url = url = httpx.URL(self.url)
+        self._timeout = httpx.Timeout(self.timeout).as_dict()
+        self._headers = httpx.Headers({"Accept": "*/*", "Accept-Encoding": "identity"})
+        self._headers["User-Agent"] = f"python-httpx/{httpx.__version__}"
+        if url.userinfo:  # RFC 7617
+            credentials = f"{url.username}:{url.password}".encode()
+            token = base64.b64encode(credentials).decode()
+            self._headers["Authorization"] = f"Basic {token}"
+        self._headers.update(list(self.headers))
+        self._responded = False
         try:
-            self.client = httpx.AsyncClient(
-                headers=[(b"Accept-Encoding", b"identity"), *server.headers],
-                limits=httpx.Limits(max_connections=1),
-                timeout=server.timeout,
-                # A proxy would not reach this machine's own loopback addresses.
-                trust_env=httpx.URL(server.url).host not in LOOPBACK,
-                verify=server.tls,
+            self._tls = httpx.create_ssl_context()  # takes 20 ms, so only once
+            self._idle = [self._connection()]
+        except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
+            settings = "certificates or proxies that the environment names"
+            raise FatalError(f"cannot use the {settings}: {error}") from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for connection in self._idle:
+            await connection.aclose()
+
+    async def list(self) -> list[str]:
+        """GET the list of images: UTF-8 text, one name per line. Repetitions are dropped.
+
+        Raises FatalError if there is no such list.
+        """
+        outcome = Outcome("the list of images")
+        try:
+            headers, content = await self._send(
+                outcome, "GET", self.url, success={200}, max_size=MAX_LIST_SIZE
             )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            message = f"the proxy in the environment is of no use: {error}"
-            raise Trouble(message) from error
+        except FatalError:
+            raise
+        except Exception as error:
+            message = f"{self.shown_url}: cannot get the list of images: "
+            raise FatalError(message + reason(error)) from error
+        try:
+            return parse_list(headers, content)
+        except ValueError as error:
+            wanted = "expected a list of images as plain text, one name a line"
+            message = f"{self.shown_url}: {wanted}, but the response is {error}"
+            raise FatalError(message) from error
 
-    async def get(self, url: str, limit: int) -> tuple[str, bytes]:
-        """Download `url`: its media type, and its content of up to `limit` bytes.
-
-        Raises Failure, after retries where they can help, and Trouble if nothing has
-        ever answered there.
-        """
-
-        async def read(response: httpx.Response) -> tuple[str, bytes]:
-            coding = response.headers.get("Content-Encoding", "identity").lower()
-            if coding not in CODINGS:
-                words = f"it comes with Content-Encoding {shorten(coding, 80)}"
-                raise Failure(f"{words}, which was not asked for")
-            announced = int(response.headers.get("Content-Length", 0))
-            content = bytearray()
-            if announced <= limit:
-                async for chunk in response.aiter_bytes():
-                    content += chunk
-                    if len(content) > limit:
-                        break
-                else:
-                    if surplus(response):
-                        words = "more bytes came than the answer announced"
-                        raise Failure(words, wait=0.0)
-                    kind = response.headers.get("Content-Type", "")
-                    return kind.partition(";")[0].strip().lower(), bytes(content)
-            raise Failure(f"larger than {size_text(limit)}")
-
-        return await self._with_retries(
-            lambda: self.client.build_request("GET", url), {200}, read
+    async def get(self, name: str, max_size: int, outcome: Outcome) -> bytes:
+        """GET the image `name`; ImageError if it has more than `max_size` bytes."""
+        base, mark, query = self.url.partition("?")
+        quoted = urllib.parse.quote(name, safe="")
+        url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
+        _, content = await self._send(
+            outcome, "GET", url, success={200}, max_size=max_size
         )
+        outcome.bytes_in = len(content)
+        return content
 
-    async def post(
-        self, name: str, size: int, chunks: Callable[[], Iterable[bytes]]
-    ) -> None:
-        """Upload an image of `size` bytes, which each call of `chunks` yields anew.
-
-        Raises what `get` raises, and what `chunks` does.
-        """
-        content_type, head, tail = form_parts(self.server.field, name)
+    async def post(self, name: str, file: BinaryIO, outcome: Outcome) -> None:
+        """POST an image, streamed from `file`; ImageError if it is empty or changes."""
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise ImageError("the file is empty")
+        content_type, head, tail = form_parts(self.field, name)
         length = len(head) + size + len(tail)
-        headers = {"Content-Type": content_type, "Content-Length": str(length)}
-
-        async def body() -> AsyncIterator[bytes]:
-            # A small image goes to the socket in one piece, instead of three.
-            piece = head
-            for chunk in chunks():
-                if len(piece) + len(chunk) > 2 * CHUNK:
-                    yield piece
-                    piece = b""
-                piece += chunk
-            yield piece + tail
-
-        async def read(response: httpx.Response) -> None:
-            # Only after an answer that was read to its end, the connection stays.
-            length = 0
-            async for chunk in response.aiter_raw():
-                length += len(chunk)
-                if length > MAX_WORDS:
-                    break
-
-        await self._with_retries(
-            lambda: self.client.build_request(
-                "POST", self.server.url, headers=headers, content=body()
-            ),
-            SAVED,
-            read,
+        await self._send(
+            outcome,
+            "POST",
+            self._url,
+            success=SUCCESS,
+            headers={"Content-Type": content_type, "Content-Length": str(length)},
+            body=lambda: form_pieces(head, file, size, tail),
+            body_size=length,
         )
+        outcome.bytes_out = size
 
-    async def _with_retries(
-        self,
-        request: Callable[[], httpx.Request],
-        accepted: Collection[int],
-        read: Callable[[httpx.Response], Awaitable[T]],
-    ) -> T:
-        for attempt in itertools.count(1):
+    async def _send(
+        self, outcome: Outcome, method: str, url: httpx.URL | str, **options: Any
+    ) -> tuple[httpx.Headers, bytes]:
+        """Send a request, with retries where they may help."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome.attempts += 1
             try:
-                return await self._attempt(request(), accepted, read)
-            except httpx.InvalidURL as error:  # of a very long name
-                raise Failure(f"no URL can be made of it: {error}") from error
-            except Failure as failure:
-                wait, reason = failure.wait, str(failure)
-                if wait is None:
+                return await self._attempt(method, url, **options)
+            except RequestError as error:
+                if error.retry_after is None:
                     raise
-                if wait > LONGEST_RETRY_AFTER:
-                    reason += f" (the server asks to wait for {wait:.0f} s)"
-                    raise Failure(reason) from failure
-                if attempt > self.server.retries:
-                    reason += f" ({attempt} attempts)" if attempt > 1 else ""
-                    raise Failure(reason, unanswered=failure.unanswered) from failure
-                wait += backoff(attempt)  # also so that not all come back at once
-                words = printable(reason)
-                logger.info("%s; attempt %d in %.1f s", words, attempt + 1, wait)
+                if error.retry_after > MAX_RETRY_AFTER_SECONDS:
+                    asked = f"the server asks to wait for {error.retry_after:.0f} s"
+                    raise RequestError(f"{error} ({asked})") from error
+                if attempt > self.retries:
+                    attempts = f" ({attempt} attempts)" if attempt > 1 else ""
+                    raise RequestError(f"{error}{attempts}") from error
+                wait = error.retry_after + backoff(attempt)
+                retry = f"retry {attempt} of {self.retries} in {wait:.1f} s"
+                logger.info("%s: %s; %s", outcome.name, error, retry)
                 await asyncio.sleep(wait)
-        raise AssertionError("count() does not end")
 
     async def _attempt(
         self,
-        request: httpx.Request,
-        accepted: Collection[int],
-        read: Callable[[httpx.Response], Awaitable[T]],
-    ) -> T:
-        """Send `request` and `read` an accepted answer; all else is a Failure.
-
-        Trouble if nothing listens there, and nothing ever did.
-        """
-        self.attempts += 1
-        answered = False
+        method: str,
+        url: httpx.URL | str,
+        *,
+        success: set[int],
+        headers: dict[str, str] | None = None,
+        body: Callable[[], AsyncIterator[bytes]] | None = None,
+        body_size: int = 0,
+        max_size: int = 0,
+    ) -> tuple[httpx.Headers, bytes]:
+        """Send a request once; return the headers and the content of the response."""
+        connection = self._idle.pop() if self._idle else self._connection()
+        # `timeout` limits a single read or write; bytes could still drip in for ever.
+        seconds = 10 * self.timeout + body_size / MIN_BYTES_PER_SECOND
         try:
-            response = await self.client.send(request, stream=True)
-            answered = self.server.answered = True
-            try:
-                if response.status_code in accepted:
-                    return await read(response)
-                words = await answer_text(response)
-            finally:
-                await response.aclose()
-                if surplus(response):
-                    await response.extensions["network_stream"].aclose()
-            if response.status_code not in PASSING:
-                raise Failure(words)
-            raise Failure(words, wait=retry_after(response.headers))
-        except httpx.RequestError as error:
-            reason = error_text(error, self.server.timeout)
-            if isinstance(error, httpx.ConnectError) and not self.server.answered:
-                hint = "python mirror_images.py --serve received/"
-                message = f"{self.server.name}: {reason}; to try it out, start {hint}"
-                raise Trouble(message) from error
-            raise Failure(reason, wait=0.0, unanswered=not answered) from error
+            async with asyncio.timeout(seconds) as deadline:
+                fields = self._headers.copy()
+                fields.update(headers)
+                request = httpx.Request(
+                    method,
+                    url,
+                    headers=fields,
+                    content=body() if body else None,
+                    extensions={"timeout": self._timeout},
+                )
+                response = await connection.handle_async_request(request)
+                self._responded = True
+                try:
+                    if response.status_code not in success:
+                        raise await status_error(response)
+                    content = b""
+                    if method == "GET":
+                        content = await read_content(response, max_size, deadline)
+                    else:
+                        await discard_content(response)
+                finally:
+                    await response.aclose()
+        except BaseException as error:
+            await connection.aclose()
+            unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            if unreachable and not self._responded:
+                message = f"{self.shown_url}: {error_text(error, self.timeout)}"
+                if self._url.host in LOOPBACK:
+                    hint = "python mirror_images.py --serve received/"
+                    message += f"; to try it out, start {hint}"
+                raise FatalError(message) from error
+            if isinstance(error, httpx.RequestError | ssl.SSLError | TimeoutError):
+                raise RequestError(error_text(error, self.timeout), 0.0) from error
+            raise
+        self._idle.append(connection)
+        return response.headers, content
+
+    def _connection(self) -> httpx.AsyncHTTPTransport:
+        """A single connection, through the proxy that the environment names, if any.
+
+        httpcore scans all connections of a pool for each request: with 100 of them a
+        request costs seven times the processor time (encode/httpcore#1035). An
+        AsyncClient on top, for cookies and redirects, would cost 15 % more.
+        """
+        url = self._url
+        # A proxy could not reach this machine's own loopback addresses.
+        direct = url.host in LOOPBACK or urllib.request.proxy_bypass(url.host)
+        proxies = {} if direct else urllib.request.getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all")
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+        limits = httpx.Limits(max_connections=1)
+        return httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, proxy=proxy)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without a password."""
+        return str(self._url.copy_with(userinfo=b""))
 
 
-def backoff(attempt: int) -> float:
-    """Seconds to wait after the `attempt`-th attempt.
+async def read_content(
+    response: httpx.Response, max_size: int, deadline: asyncio.Timeout
+) -> bytes:
+    """Read a body, extending the deadline; ImageError if it exceeds `max_size` bytes."""
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in (
+        "identity",
+        "gzip",
+        "deflate",
+    ):  # others may expand without limit
+        raise RequestError(f"the response is compressed ({encoding[:80]})")
+    content = bytearray()
+    if int(response.headers.get("Content-Length", 0)) <= max_size:
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > max_size:
+                break
+            extension = len(chunk) / MIN_BYTES_PER_SECOND
+            deadline.reschedule((deadline.when() or 0.0) + extension)
+        else:
+            return bytes(content)
+    raise ImageError(f"larger than {size_text(max_size)}")
 
-    Exponential, with jitter, so that chains that failed together return one by one.
-    """
-    # 2.0 ** 1024 would be too large for a float.
-    longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt - 1, 99))
-    return longest * random.uniform(0.5, 1.0)
+
+async def discard_content(response: httpx.Response) -> None:
+    """Read a short body to its end, so that httpx can reuse the connection."""
+    size = 0
+    async for chunk in response.aiter_raw():
+        size += len(chunk)
+        if size > MAX_RESPONSE_SIZE:
+            break
+
+
+async def status_error(response: httpx.Response) -> RequestError:
+    """A RequestError with the status and the beginning of the message."""
+    status = f"{response.status_code} {response.reason_phrase[:80]}".strip()
+    if "Location" in response.headers and response.is_redirect:
+        location = response.headers["Location"][:200]
+        return RequestError(f"{status}: redirects to {location} are not followed")
+    beginning = b""
+    if "html" not in response.headers.get("Content-Type", ""):
+        with contextlib.suppress(httpx.RequestError):  # the status is known anyway
+            async for beginning in response.aiter_raw(10_000):
+                break
+    message = " ".join(beginning.decode("utf-8", "replace").split())
+    reason = f"{status}: {message[:200]}" if message else status
+    if response.status_code not in RETRYABLE:
+        return RequestError(reason)
+    return RequestError(reason, retry_after(response.headers))
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3); 0 if nothing."""
+    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3), 0 if none."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -429,450 +518,347 @@ def retry_after(headers: httpx.Headers) -> float:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-async def answer_text(response: httpx.Response) -> str:
-    """An answer that is no success: its status and the beginning of its words."""
-    reason = shorten(response.reason_phrase, 80)
-    status = f"{response.status_code} {reason}".strip()
-    if response.has_redirect_location:
-        location = shorten(response.headers["Location"], 200)
-        return f"{status}: the server points to {location}; redirects are not followed"
-    beginning = b""
-    with suppress(httpx.RequestError):  # the status counts all the same
-        async for beginning in response.aiter_raw(10_000):
-            break
-    text = beginning.decode("utf-8", "replace")
-    if "html" in response.headers.get("Content-Type", ""):
-        text = re.sub(r"(?is)<(script|style)\b.*?(</\1|$)[^>]*>?|<[^>]*>?", " ", text)
-        text = html.unescape(text)
-    words = " ".join(text.split())
-    return f"{status}: {shorten(words, 200)}" if words else status
+def backoff(attempt: int) -> float:
+    """Seconds to wait after an attempt: exponential, with jitter.
 
-
-def surplus(response: httpx.Response) -> bytes:
-    """What was received behind the end of an answer that was read.
-
-    httpcore would take it for the beginning of the next answer on the connection, and
-    from then on every answer for that of the request before. It has no public way to
-    ask for it.
+    The jitter keeps chains that failed together from returning together.
     """
-    inner: Any = response.stream
-    for name in ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state"):
-        inner = getattr(inner, name, None)
-    return bytes(inner.trailing_data[0]) if inner else b""
+    # The exponent is limited because 2.0 ** 1024 overflows.
+    seconds = FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt - 1, 99)
+    return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(0.5, 1.0)
 
 
-def error_text(error: httpx.RequestError, timeout: float) -> str:
-    """What went wrong on the way to the server or back, in words."""
+def error_text(error: BaseException, timeout: float) -> str:
+    """Why there was no response."""
     if isinstance(error, httpx.TimeoutException):
-        return f"no answer within {timeout:g} s"
+        return f"no response within {timeout:g} s"
+    if isinstance(error, TimeoutError):
+        return "the response takes too long"
     detail = str(error) or type(error).__name__
     cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            detail = cause.strerror
-            if detail.startswith("Connect call failed"):  # asyncio's own words
-                detail = os.strerror(cause.errno or 0)
+    while cause is not None:  # the operating system's error is the plainest
+        if isinstance(cause, ssl.SSLError | socket.gaierror):  # their errno is no errno
+            detail = cause.strerror or detail
+        elif isinstance(cause, OSError) and cause.errno:
+            detail = os.strerror(cause.errno)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, httpx.ConnectError):
         return f"cannot connect ({detail})"
     if isinstance(error, httpx.NetworkError):
         return f"the connection broke ({detail})"
-    return f"no proper answer ({detail})"
+    return f"invalid response ({detail})"
 
 
-async def image_list(server: Server) -> list[str]:
-    """The names in the server's list of images, each once, in its order.
-
-    Plain text in UTF-8, one name a line; a byte order mark, CRLF and blank lines are
-    fine. Raises Trouble if the list cannot be had, or is something else.
-    """
-    connection = Connection(server)
-    async with connection.client:
-        try:
-            kind, content = await connection.get(server.url, MAX_LIST)
-        except Failure as failure:
-            message = f"{server.name}: cannot get the list of images: {failure}"
-            raise Trouble(message) from failure
+def parse_list(headers: httpx.Headers, content: bytes) -> list[str]:
+    """The names in a list of images; ValueError if it is something else, and what."""
+    content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if content_type not in ("", "text/plain", "application/octet-stream"):
+        raise ValueError(content_type)
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError("compressed")
     beginning = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
-        kind = "an HTML or XML page"
+        raise ValueError("an HTML or XML page")
     try:
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        kind = "no text in UTF-8"
-    if kind not in ("", "text/plain", "application/octet-stream"):
-        wanted = "expected a list of images as plain text, one name a line"
-        raise Trouble(f"{server.name}: {wanted}, but what came is {kind}")
-    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if max(map(len, lines)) > MAX_NAME_LENGTH:
+        raise ValueError(f"text with a line of more than {MAX_NAME_LENGTH} characters")
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
-# ---- outcomes --------------------------------------------------------------
+# ---- a run over many images ------------------------------------------------
 
 
 @dataclasses.dataclass
 class Outcome:
     """What became of one image: a line of the report."""
 
-    name: str
-    status: str  # "uploaded" or "mirrored", "failed", "skipped"
-    sizes: dict[str, int]  # bytes; the last one is what the server received
+    name: str  # in the server's list, or the path below the folder
+    status: str = "failed"  # or "skipped", or the run's verb: "uploaded", "mirrored"
+    bytes_in: int = 0  # read from disk or downloaded
+    bytes_out: int = 0  # accepted by the server
     seconds: float = 0.0
-    attempts: int = 0  # requests made, retries included
+    attempts: int = 0  # requests, retries included
     error: str | None = None  # why it failed or was skipped
-    unanswered: bool = False  # failed because nothing answers
-
-    def json(self) -> str:
-        """The outcome as one line of JSON."""
-        head = {"name": self.name, "status": self.status, **self.sizes}
-        seconds = round(self.seconds, 3)
-        tail = {"seconds": seconds, "attempts": self.attempts, "error": self.error}
-        return json.dumps(head | tail)
 
 
-@contextmanager
-def recorded(outcome: Outcome, connection: Connection) -> Iterator[None]:
-    """Note in `outcome` how long the block took, its requests, and why it failed."""
-    start = time.monotonic()
-    connection.attempts = 0
-    try:
-        yield
-    except (Failure, OSError, MemoryError) as error:
-        outcome.status = "failed"
-        words = getattr(error, "strerror", None) or str(error)
-        outcome.error = words or "there is not enough memory"
-        outcome.unanswered = getattr(error, "unanswered", False)
-    finally:
-        outcome.seconds = time.monotonic() - start
-        outcome.attempts = connection.attempts
+@dataclasses.dataclass
+class Run:
+    """A run over many images: its chains, counts, progress, report and summary."""
 
+    verb: str  # the status of an image that succeeded
+    report: TextIO | None = None  # for JSON lines, which replace its earlier content
+    give_up_after: int = 0  # failed requests in a row; 0: never
+    progress: bool = True
 
-class Report:
-    """A file with one JSON object a line for every image, written as it finishes."""
-
-    def __init__(self, path: str | None) -> None:
-        self.descriptor: int | None = None
-        self.broken = False
-        if path is not None:
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                self.descriptor = os.open(path, flags, 0o666)
-            except OSError as error:
-                message = f"cannot write the report {path}: {error.strerror}"
-                raise Trouble(message) from error
-
-    def write(self, outcome: Outcome) -> None:
-        """Add a line; if that fails, say so once and go on without the report."""
-        if self.descriptor is None or self.broken:
-            return
-        line = outcome.json().encode() + b"\n"
-        try:
-            if os.write(self.descriptor, line) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self.broken = True
-            logger.error("the report is incomplete: %s", error.strerror)
-
-    def close(self) -> None:
-        if self.descriptor is not None:
-            try:
-                os.close(self.descriptor)
-            except OSError:  # some file systems tell only now
-                self.broken = True
-
-
-class Console(logging.StreamHandler[TextIO]):
-    """Log lines and the progress line on standard error, neither torn by the other.
-
-    On a terminal the progress line is redrawn in place, elsewhere it is a line every
-    few seconds.
-    """
-
-    def __init__(self, quiet: bool) -> None:
-        super().__init__(sys.stderr)
-        self.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        self.quiet = quiet
-        self.terminal = sys.stderr.isatty()
-        self.interval = 0.1 if self.terminal else 5.0  # seconds
-        self.shown = ""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        shown = self.shown
-        self._draw("")
-        super().emit(record)
-        self._draw(shown)
-
-    def progress(self, line: str) -> None:
-        """Show `line` as the progress."""
-        if self.quiet:
-            return
-        with self.lock or nullcontext():
-            if self.terminal:
-                self._draw(line)
-            else:
-                self._write(line + "\n")
-
-    def end_progress(self) -> None:
-        self._draw("")
-
-    def _draw(self, line: str) -> None:
-        if line != self.shown:
-            try:
-                columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-            except (OSError, ValueError):
-                columns = 80
-            self.shown = line
-            self._write(f"\r{line[: columns - 1]}\x1b[K")
-
-    def _write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):
-            self.quiet = True  # standard error is closed or full: nobody looks
-
-
-@contextmanager
-def console(verbosity: int) -> Iterator[Console]:
-    """Send the log and the progress to standard error while the block runs.
-
-    `verbosity`: -1 errors only and no progress, 0 warnings, 1 every image.
-    """
-    handler = Console(quiet=verbosity < 0)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel({-1: logging.ERROR, 0: logging.WARNING}.get(verbosity, logging.INFO))
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        yield handler
-    finally:
-        handler.end_progress()
-        root.removeHandler(handler)
-        root.setLevel(level)
-
-
-class GaveUp(Exception):
-    """So many images in a row failed because nothing answers that the rest would."""
-
-
-class Batch:
-    """The count of a run over many images, and what is told of it on the way."""
-
-    def __init__(
-        self, verb: str, report: Report, console: Console, give_up_after: int
-    ) -> None:
-        self.verb = verb  # the status of an image that went well
-        self.report = report
-        self.console = console
-        self.give_up_after = give_up_after
-        self.total = 0
-        self.counts = {verb: 0, "failed": 0, "skipped": 0}
-        self.bytes = 0
-        self.unanswered = 0  # failures in a row because nothing answers
+    def __post_init__(self) -> None:
+        self.counts = {self.verb: 0, "failed": 0, "skipped": 0}
+        self.remaining = 0
+        self.bytes_out = 0
         self.start = time.monotonic()
+        self.exit_status = 0
+        self._failed_requests = 0  # in a row
+        self._task: asyncio.Task[None] | None = None
 
-    def finish(self, outcome: Outcome) -> None:
-        """Count an image that is done, and tell of it.
+    async def chains(
+        self,
+        names: Sequence[str],
+        chain: Callable[[Outcome], Awaitable[None]],
+        concurrency: int,
+    ) -> None:
+        """Await `chain(Outcome(name))` for each name, `concurrency` at a time.
 
-        Raises GaveUp when `give_up_after` images in a row got no answer.
+        Each of the coroutines takes the next name when it is free: memory grows with
+        `concurrency`, not with the names.
         """
+        self.remaining = len(names)
+        source = iter(names)
+        # A chain may have a connection and a file open; workers have some, too.
+        if concurrency > (most := open_files_limit() // 3):
+            logger.warning("only %d at a time: the limit on open files is low", most)
+            concurrency = most
+
+        async def run_chains() -> None:
+            for name in source:
+                await self._run_chain(chain, Outcome(name))
+
+        coroutines = [run_chains() for _ in range(min(concurrency, len(names)))]
+        await asyncio.gather(*coroutines)
+
+    async def _run_chain(
+        self, chain: Callable[[Outcome], Awaitable[None]], outcome: Outcome
+    ) -> None:
+        """Await a chain. Whatever goes wrong in it is the failure of one image."""
+        start = time.monotonic()
+        request_failed = False
+        try:
+            await chain(outcome)
+            outcome.status = self.verb
+        except FatalError:
+            raise
+        except Exception as error:
+            outcome.error = reason(error)
+            request_failed = not isinstance(error, ImageError | OSError)
+            logger.debug("%s", outcome.name, exc_info=True)
+        outcome.seconds = round(time.monotonic() - start, 3)
+        self.remaining -= 1
+        self.record(outcome)
+        if request_failed:
+            self._failed_requests += 1
+        elif outcome.attempts:  # without a request, nothing is known about the server
+            self._failed_requests = 0
+        if request_failed and self._failed_requests == self.give_up_after:
+            message = "giving up: %d requests in a row failed; the last reason: %s"
+            logger.error(message, self._failed_requests, outcome.error)
+            self._cancel(1)
+
+    def record(self, outcome: Outcome) -> None:
+        """Count an outcome, log it and report it."""
+        self._empty_report()
         self.counts[outcome.status] += 1
-        self.report.write(outcome)
-        if outcome.status == self.verb:
-            self.bytes += list(outcome.sizes.values())[-1]
+        self.bytes_out += outcome.bytes_out
         level = logging.ERROR if outcome.status == "failed" else logging.INFO
         logger.log(level, "%s: %s", outcome.name, outcome.error or outcome.status)
-        if outcome.unanswered:
-            self.unanswered += 1
-        elif outcome.attempts:  # what made no request says nothing of the server
-            self.unanswered = 0
-        if outcome.unanswered and self.unanswered == self.give_up_after:
-            logger.error(
-                "giving up: the last %d images got no answer", self.give_up_after
-            )
-            raise GaveUp
-
-    @contextmanager
-    def progress_shown(self) -> Iterator[None]:
-        """Show the progress again and again while the block awaits something."""
-        loop = asyncio.get_running_loop()
-        timer: asyncio.TimerHandle
-
-        def show() -> None:
-            nonlocal timer
-            self.console.progress(self.progress())
-            timer = loop.call_later(self.console.interval, show)
-
-        timer = loop.call_later(self.console.interval, show)
+        if self.report is None:
+            return
+        line = json.dumps(dataclasses.asdict(outcome))
         try:
-            yield
+            print(line, file=self.report, flush=True)
+        except OSError as error:
+            logger.error("the report is incomplete: %s", error.strerror)
+            self._close_report()
+            self.exit_status = 1
+
+    def execute(self, work: Callable[[], Coroutine[Any, Any, None]]) -> int:
+        """Run `work()` on an event loop, print the summary, return the exit status.
+
+        Ctrl-C and SIGTERM cancel it, and so does giving up.
+        """
+
+        async def supervised() -> None:
+            self._task = asyncio.current_task()
+            loop = asyncio.get_running_loop()
+            for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup or &
+                    with contextlib.suppress(NotImplementedError):  # Windows
+                        loop.add_signal_handler(number, self._cancel, status)
+            if self.progress:
+                self._show_progress()
+            await work()
+            self._empty_report()
+
+        stream = sys.stderr if self.report is sys.stdout else sys.stdout
+        try:
+            asyncio.run(supervised())
+        except KeyboardInterrupt:  # Windows
+            self.exit_status = 130
+        except asyncio.CancelledError:
+            pass  # by _cancel()
         finally:
-            timer.cancel()
+            self._close_report()
+            print_line(erase_line(), sys.stderr, end="")
+        print_line(self.summary(), stream)
+        return self.exit_status or int(bool(self.counts["failed"]))
 
-    @property
-    def left(self) -> int:
-        return self.total - sum(self.counts.values())
+    def _empty_report(self) -> None:
+        """Truncate an earlier run's report, before the first outcome of this run."""
+        if self.report not in (None, sys.stdout) and not any(self.counts.values()):
+            with contextlib.suppress(OSError):  # a pipe
+                self.report.truncate(0)
 
-    def progress(self) -> str:
-        done = self.counts[self.verb] + self.counts["failed"]
-        rate = done / max(time.monotonic() - self.start, 1e-6)
-        line = f"{self.total - self.left}/{self.total}, "
-        line += f"{self.counts['failed']} failed, {rate:.1f}/s"
-        if rate:
-            line += f", {timedelta(seconds=round(self.left / rate))} left"
-        return line
+    def _close_report(self) -> None:
+        if self.report not in (None, sys.stdout):
+            with contextlib.suppress(OSError):
+                self.report.close()
+        self.report = None
+
+    def _cancel(self, exit_status: int) -> None:
+        self.exit_status = exit_status
+        if self._task:
+            self._task.cancel()
 
     def summary(self) -> str:
+        """What happened, in one line."""
         parts = [f"{count} {status}" for status, count in self.counts.items()]
-        if self.left:
-            parts.append(f"{self.left} not tried")
+        if self.remaining:
+            parts.append(f"{self.remaining} not tried")
         seconds = time.monotonic() - self.start
-        return f"{', '.join(parts)}, {size_text(self.bytes)} in {seconds:.1f} s"
+        return f"{', '.join(parts)}, {size_text(self.bytes_out)} in {seconds:.1f} s"
 
-    @property
-    def exit_status(self) -> int:
-        return int(bool(self.counts["failed"] or self.left or self.report.broken))
-
-
-# ---- chains ----------------------------------------------------------------
-
-
-async def run_chains(
-    server: Server,
-    width: int,
-    items: Iterable[T],
-    chain: Callable[[Connection, T], Awaitable[Outcome]],
-    batch: Batch,
-) -> None:
-    """Await `chain(connection, item)` for every item, `width` at a time.
-
-    The chains are one asyncio.gather. Each has its own connection and takes the next
-    item when it is free, so that memory grows with `width`, not with the items.
-    """
-    source = iter(items)
-
-    async def take_turns() -> None:
-        connection = Connection(server)
-        async with connection.client:
-            for item in source:
-                batch.finish(await chain(connection, item))
-
-    with batch.progress_shown():
-        await asyncio.gather(*(take_turns() for _ in range(width)))
+    def _show_progress(self) -> None:
+        """Show the progress: in place on a terminal, else as a line now and then."""
+        done = self.counts[self.verb] + self.counts["failed"]
+        rate = done / max(time.monotonic() - self.start, 1e-6)
+        line = f"{done}/{done + self.remaining}, {self.counts['failed']} failed"
+        if done:
+            seconds = timedelta(seconds=round(self.remaining / rate))
+            line += f", {rate:.1f}/s, {seconds} remaining"
+        if erase := erase_line():
+            line = erase + line[: shutil.get_terminal_size().columns - 1]
+        if done:
+            print_line(line, sys.stderr, end="" if erase else "\n")
+        interval = 0.2 if erase else 10.0  # seconds
+        asyncio.get_running_loop().call_later(interval, self._show_progress)
 
 
-async def upload(connection: Connection, path: Path) -> Outcome:
-    """Send one file to the server, under the last part of its path.
-
-    What goes wrong with it stands in the outcome.
-    """
-    outcome = Outcome(path.name, "uploaded", {"bytes": 0})
-    with recorded(outcome, connection):
-        if not path.is_file():  # a pipe would keep open() waiting
-            raise Failure("there is no such file, or it is not a regular one")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not size:
-                raise Failure("the file is empty")
-            await connection.post(path.name, size, lambda: file_chunks(file, size))
-        outcome.sizes["bytes"] = size
-    return outcome
+def open_files_limit() -> int:
+    """Raise the limit on open files as far as allowed; return it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, 10_240)  # the most that macOS accepts
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        return most
+    return soft
 
 
-async def upload_all(
-    server: Server, arguments: argparse.Namespace, batch: Batch
-) -> None:
-    """Upload the images in the folder, and count them in `batch`."""
-    images, others, unreadable = find_files(arguments.folder, arguments.recursive)
-    if not images:
-        hint = "" if arguments.recursive else "; --recursive goes into subfolders"
-        logger.warning("there are no images in %s%s", arguments.folder, hint)
-    images = [path for path in images if in_shard(path.name, arguments.shard)]
-    others = [path for path in others if in_shard(path.name, arguments.shard)]
-    skipped = [(path.name, "not an image by its name") for path in others]
-    if arguments.skip_existing:
-        there = set(await image_list(server))
-        skipped += [
-            (p.name, "already on the server") for p in images if p.name in there
-        ]
-        images = [path for path in images if path.name not in there]
-    batch.total = len(images) + len(skipped) + len(unreadable)
-    for name, reason in skipped:
-        batch.finish(Outcome(name, "skipped", {"bytes": 0}, error=reason))
-    for name, reason in unreadable:
-        batch.finish(Outcome(name, "failed", {"bytes": 0}, error=reason))
-    await run_chains(
-        server, min(arguments.connections, len(images)), images, upload, batch
+def reason(error: Exception) -> str:
+    """Why an image failed."""
+    if isinstance(error, ImageError | RequestError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
+
+
+# ---- text ------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """`text` with whatever a terminal would obey or not show as escape sequences."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def size_text(size: float) -> str:
+    """A number of bytes as people read it: 4.2 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def print_line(line: str, stream: TextIO | None, end: str = "\n") -> None:
+    """Print a line, unless the stream is closed or cannot be written to."""
+    if stream is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=stream, end=end, flush=True)
+
+
+def erase_line() -> str:
+    """What erases the progress line on a terminal (ECMA-48, EL); empty elsewhere."""
+    return "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
+
+
+class LogFormatter(logging.Formatter):
+    """Formats a record as a single line that replaces the progress line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return erase_line() + printable(super().format(record))
 
 
 # ---- the command line ------------------------------------------------------
 
 
-def http_url(text: str) -> str:
-    """Argument type: an absolute http or https URL."""
+def service_url(argument: str | None) -> str | None:
+    """The URL of the command line or of $IMAGES_URL; FatalError if it is unusable."""
+    text = argument or os.environ.get("IMAGES_URL")
+    if not text:
+        return None
+    source = "" if argument else "$IMAGES_URL: "
     try:
         url = httpx.URL(text)
+        host = url.host  # decodes it
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no URL: {error}") from error
+        raise FatalError(f"{source}{text!r} is not a URL: {error}") from error
+    if url.scheme not in ("http", "https") or not host or url.fragment:
+        message = f"{text!r} is not an http or https URL such as {DEFAULT_URL}"
+        raise FatalError(f"{source}{message}")
     if url.port is not None and not 1 <= url.port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r}: ports go from 1 to 65535")
-    if url.fragment:
-        raise argparse.ArgumentTypeError(f"{text!r}: a fragment (#) is never sent")
-    if url.scheme not in ("http", "https") or not url.host:
-        message = f"{text!r} is no http or https URL, such as {DEFAULT_URL}"
-        raise argparse.ArgumentTypeError(message)
+        raise FatalError(f"{source}{text!r}: ports range from 1 to 65535")
     return text
-
-
-def folder_path(text: str) -> Path:
-    """Argument type: the path of a folder; Path("") would be the current one."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty")
-    return Path(text)
 
 
 def header_field(text: str) -> tuple[bytes, bytes]:
     """Argument type: a header field, 'Name: value' (RFC 9110, section 5)."""
     name, colon, value = text.partition(":")
-    if not colon or not re.fullmatch(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+", name):
-        message = f"{text!r} is no header; write it as 'Name: value'"
-        raise argparse.ArgumentTypeError(message)
-    if re.search(r"[\0-\x08\n-\x1f\x7f]", value):
-        message = f"{text!r}: a header's value has no line breaks or control characters"
+    token = r"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
+    if not (colon and re.fullmatch(token, name)) or re.search(r"[\0-\x1f\x7f]", value):
+        message = f"{text!r} is not a header field such as 'Name: value'"
         raise argparse.ArgumentTypeError(message)
     return name.encode(), value.strip().encode("utf-8", "surrogateescape")
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Argument type: a whole number, `least` or more."""
+def integer(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Argument type: an integer from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < least:
-            message = f"{text!r} is not a whole number from {least} on"
+        if not re.fullmatch("[0-9]{1,10}", text) or not least <= int(text) <= most:
+            message = f"{text!r} is not an integer from {least} to {most}"
             raise argparse.ArgumentTypeError(message)
         return int(text)
 
     return parse
 
 
-def duration(text: str) -> float:
-    """Argument type: a time in seconds, more than 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1e6:
-        message = f"{text!r} is not a number of seconds above 0"
-        raise argparse.ArgumentTypeError(message)
-    return value
+def seconds(text: str) -> float:
+    """Argument type: a positive number of seconds."""
+    if not 0 < float(text) < 1e6:
+        raise ValueError
+    return float(text)
 
 
-def shard_number(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
     """Argument type: K/N, the K-th of N parts."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -881,183 +867,121 @@ def shard_number(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are Trouble: one line, without the usage."""
+def open_report(path: str | None) -> TextIO | None:
+    """Open the file of --report to append to it; FatalError if that is impossible."""
+    if path is None:
+        return None
+    try:
+        return sys.stdout if path == "-" else open(path, "a")
+    except OSError as error:
+        raise FatalError(f"cannot write {path!r}: {error.strerror}") from error
 
-    def error(self, message: str) -> NoReturn:
-        raise Trouble(f"{message} (--help shows the options)")
 
-
-def add_shared_options(parser: Parser) -> None:
-    """Add the options that both image scripts have."""
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that both image scripts have, and the exit statuses."""
+    parser.epilog = (
+        "Exit status: 0 all went well; 1 some images failed or were not tried; 2 the "
+        "script could not run: bad arguments, unreadable input, nothing listens at the "
+        "URL; 130 interrupted; 143 terminated."
+    )
     add = parser.add_argument
     add("--field", default="file", help="name of the form field (default: file)")
-    add(
-        "--header",
-        type=header_field,
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="header to send with every request; may be repeated",
-    )
-    add(
-        "--retries",
-        type=whole_number(0),
-        default=4,
-        metavar="N",
-        help="further attempts after a failure that may pass (default: 4)",
-    )
-    add(
-        "--timeout",
-        type=duration,
-        default=30.0,
-        metavar="SECONDS",
-        help="time without a byte after which an attempt has failed (default: 30)",
-    )
-    add(
-        "--give-up-after",
-        type=whole_number(0),
-        default=50,
-        metavar="N",
-        help="end when N images in a row got no answer (default: 50; 0: never)",
-    )
-    add(
-        "--shard",
-        type=shard_number,
-        default=(1, 1),
-        metavar="K/N",
-        help="only the K-th of N disjoint parts, by a hash of the name",
-    )
-    add("--report", metavar="FILE", help="write a line of JSON for every image")
+    text = "header field 'NAME: VALUE' to send with each request; may be repeated"
+    add("--header", type=header_field, action="append", default=[], help=text)
+    text = "retries after a broken connection, a time-out or a status like 503 (default: 4)"
+    add("--retries", type=integer(0), default=4, metavar="N", help=text)
+    text = "seconds without progress after which an attempt fails (default: 30)"
+    add("--timeout", type=seconds, default=30.0, metavar="SECONDS", help=text)
+    text = "give up after N failed requests in a row (default: 50; 0: never)"
+    add("--give-up-after", type=integer(0), default=50, metavar="N", help=text)
+    text = "process only the K-th of N disjoint parts, chosen by a hash of the name"
+    add("--shard", type=shard, default=(1, 1), metavar="K/N", help=text)
+    text = "write one JSON object per line and image; '-' is standard output"
+    add("--report", metavar="FILE", help=text)
     verbosity = parser.add_mutually_exclusive_group()
+    text = "log each image and each retry"
     verbosity.add_argument(
-        "-v",
-        dest="verbosity",
-        action="store_const",
-        const=1,
-        default=0,
-        help="log every image and every further attempt",
+        "-v", dest="log_level", action="store_const", const="INFO", help=text
     )
+    text = "no progress; log errors only"
     verbosity.add_argument(
-        "-q",
-        dest="verbosity",
-        action="store_const",
-        const=-1,
-        help="no progress, errors only",
+        "-q", dest="log_level", action="store_const", const="ERROR", help=text
     )
+    parser.set_defaults(log_level="WARNING")
 
 
-def server_at(url: str, arguments: argparse.Namespace) -> Server:
-    """The server at `url`, to be talked to as the shared options say."""
-    a = arguments
-    return Server(url, a.field, a.header, a.retries, a.timeout)
-
-
-def say(line: str) -> None:
-    """Print a line of the result; nobody may be there to read it any more."""
-    with suppress(OSError, ValueError):
-        print(line, flush=True)
-
-
-def settle(stream: TextIO) -> None:
-    """Drop what `stream` could not write.
-
-    Python would try once more at exit, and replace the exit status by 120.
-    """
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def run_batch(
+def run_images(
     verb: str,
+    url: str,
     arguments: argparse.Namespace,
-    work: Callable[[Batch], Coroutine[Any, Any, None]],
+    work: Callable[[Client, Run, argparse.Namespace], Coroutine[Any, Any, None]],
 ) -> int:
-    """Run `work` over many images, with the shared options; return the exit status."""
-    report = Report(arguments.report)
-    with console(arguments.verbosity) as handler:
-        batch = Batch(verb, report, handler, arguments.give_up_after)
-        status = None
-        try:
-            asyncio.run(work(batch))
-        except GaveUp:
-            pass
-        except KeyboardInterrupt:
-            status = 130
-        finally:
-            report.close()
-    say(batch.summary())
-    return batch.exit_status if status is None else status
+    """Await `work(client, run, arguments)`; return the exit status of the run."""
+    a = arguments
+    report = open_report(a.report)
+    run = Run(verb, report, a.give_up_after, progress=a.log_level != "ERROR")
+
+    async def with_client() -> None:
+        async with Client(url, a.field, a.header, a.timeout, a.retries) as client:
+            await work(client, run, arguments)
+
+    return run.execute(with_client)
 
 
-def fill_standard_streams() -> None:
-    """Open the null device in place of standard streams that are closed (`2>&-`).
+def run_main(prog: str, log_level: str, script: Callable[[], int]) -> int:
+    """Run a script with its log on standard error; return the exit status.
 
-    Python has None for them, which cannot be written to; and what is opened next would
-    get their number, be it a connection, and with it what C libraries print.
+    FatalError becomes one line and the exit status 2.
     """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-def guarded(name: str, script: Callable[[], int]) -> int:
-    """Run a script's `main`; what stops it from running becomes one line and a 2."""
-    fill_standard_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))
+    root = logging.getLogger()
+    old_level = root.level
+    root.addHandler(handler)
+    root.setLevel(log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return script()
-    except Trouble as trouble:
-        with suppress(OSError, ValueError):
-            print(f"{name}: {printable(str(trouble))}", file=sys.stderr, flush=True)
+    except FatalError as error:
+        print_line(f"{prog}: error: {printable(str(error))}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                settle(stream)
+        root.removeHandler(handler)
+        root.setLevel(old_level)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:  # Python would flush again at exit, fail and return 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script with the arguments `argv`; return its exit status."""
-    return guarded("upload_images.py", lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    parser = Parser(description="Upload the images in a folder to an image service.")
-    parser.add_argument("folder", type=folder_path, metavar="FOLDER")
-    parser.add_argument(
-        "--url",
-        type=http_url,
-        default=os.environ.get("IMAGES_URL") or DEFAULT_URL,
-        help=f"where to POST (default: $IMAGES_URL, then {DEFAULT_URL})",
+    parser = argparse.ArgumentParser(
+        prog="upload_images.py",
+        description="Upload the images in a folder to an image service.",
     )
-    parser.add_argument("--recursive", action="store_true", help="subfolders too")
-    parser.add_argument(
-        "--connections",
-        type=whole_number(1),
-        default=8,
-        metavar="N",
-        help="images under way at once (default: 8)",
-    )
-    parser.add_argument(
-        "--skip-existing",
-        action="store_true",
-        help="leave out what the server's list already has",
-    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    text = f"where to POST (default: $IMAGES_URL, then {DEFAULT_URL})"
+    add("--url", help=text)
+    add("--recursive", action="store_true", help="include subfolders")
+    text = "upload SUBFOLDER/NAME as SUBFOLDER_NAME instead of NAME"
+    add("--join-path", action="store_true", help=text)
+    text = "skip the images that the server's list already has"
+    add("--skip-existing", action="store_true", help=text)
+    text = "images to upload at the same time (default: 8)"
+    add("--connections", type=integer(1), default=8, metavar="N", help=text)
     add_shared_options(parser)
     arguments = parser.parse_args(argv)
-    server = server_at(arguments.url, arguments)
-    return run_batch(
-        "uploaded", arguments, lambda batch: upload_all(server, arguments, batch)
-    )
+
+    def script() -> int:
+        url = service_url(arguments.url) or DEFAULT_URL
+        return run_images("uploaded", url, arguments, upload_folder)
+
+    return run_main(parser.prog, arguments.log_level, script)
 
 
 if __name__ == "__main__":

@@ -339,9 +339,9 @@ def curled(folder: Path, url: str) -> None:
 class DistantHandler(mirror_images.ImageHandler):
     """Answers as if it stood 100 ms away."""
 
-    def answer(self, work: Callable[[], None]) -> None:
+    def parse_request(self) -> bool:
         time.sleep(0.1)
-        super().answer(work)
+        return super().parse_request()
 
 
 def serve_from_afar(folder: Path, pipe: Connection) -> None:

@@ -1,30 +1,31 @@
-"""The embedded server with faults: what images meet on a bad network.
+"""An image service with faults: what images meet on a bad network.
 
     plan = Shares({Fault.STALL: 0.05, Fault.BUSY: 0.05}, seed=1)
     with FaultServer(folder, plan).running() as url:
         mirror_images.main([url])
 
 A plan is called with every request, and returns the fault that it shall meet, or the
-very bytes of an answer, or None: all is well. It sees nothing but the method, the
+very bytes of a response, or None: all is well. It sees nothing but the method, the
 image's name and how often this was asked for before, so that the same plan does the
 same to an image however threads are timed.
 """
 
 import collections
+import contextlib
 import enum
 import hashlib
-import http
-import io
+import http.server
 import os
+import re
 import socket
 import struct
 import threading
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mirror_images import PATH, ImageHandler, ImageServer, file_name
+from helpers import response
 
 
 class Fault(enum.Enum):
@@ -32,22 +33,22 @@ class Fault(enum.Enum):
 
     RESET_BEFORE = "reset before the body is received or sent"  # not saved
     RESET_DURING = "reset in the middle of the body"  # not saved
-    RESET_AFTER = "reset after the body; a POST gets no answer"  # saved
-    STALL = "no answer, and the connection stays open"  # not saved
+    RESET_AFTER = "reset after the body; a POST gets no response"  # saved
+    STALL = "no response, and the connection stays open"  # not saved
     TOO_MANY = "429 with Retry-After"  # not saved
     ERROR = "500"  # not saved
     BUSY = "503"  # not saved
-    SHORT = "half of the answer's body, then the end"  # saved
+    SHORT = "half of the response's body, then the end"  # saved
     TOO_LONG = "a larger Content-Length than the body has"  # saved
     TOO_SHORT = "a smaller Content-Length than the body has"  # saved
-    TWICE = "another answer right behind the answer"  # saved
+    TWICE = "another response right behind the response"  # saved
     PAGE = "an HTML page with status 200"  # saved
     REDIRECT = "a redirect to another server"  # not saved
     GARBAGE = "something that is not HTTP"  # not saved
     CLOSED_IDLE = "no fault, but then the kept-alive connection is closed"  # saved
 
 
-# What another attempt can mend. A redirect is an answer, and a page may be one.
+# What a retry can mend. A redirect is a response, and a page may be one.
 TRANSIENT = [fault for fault in Fault if fault not in (Fault.PAGE, Fault.REDIRECT)]
 STALL_LIMIT = 30.0  # seconds; a client with a shorter --timeout ends a stall
 
@@ -83,43 +84,51 @@ def no_faults(request: Request) -> None:
     """The plan of a server that works."""
 
 
-def answer(status: str, body: str | bytes, *headers: str) -> bytes:
-    """The bytes of an HTTP answer."""
-    body = body.encode() if isinstance(body, str) else body
-    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(head).encode("latin-1") + body
-
-
-# What is sent instead of the right answer, the request being ignored.
+# What is sent instead of the right response, the request being ignored.
 INSTEAD = {
     Fault.STALL: b"",
-    Fault.TOO_MANY: answer("429 Too Many Requests", "slow down", "Retry-After: 0"),
-    Fault.ERROR: answer("500 Internal Server Error", "out of order"),
-    Fault.BUSY: answer("503 Service Unavailable", "come back later"),
-    Fault.REDIRECT: answer("302 Found", "", "Location: http://127.0.0.1:9/elsewhere"),
+    Fault.TOO_MANY: response("429 Too Many Requests", "slow down", "Retry-After: 0"),
+    Fault.ERROR: response("500 Internal Server Error", "out of order"),
+    Fault.BUSY: response("503 Service Unavailable", "come back later"),
+    Fault.REDIRECT: response("302 Found", "", "Location: http://127.0.0.1:9/elsewhere"),
     Fault.GARBAGE: b"\0\xff\xfe this is not HTTP\r\n\r\n",
 }
-PAGE = answer("200 OK", "<!doctype html><p>Log in</p>", "Content-Type: text/html")
+PAGE = response("200 OK", "<!doctype html><p>Log in</p>", "Content-Type: text/html")
 CLOSING = {Fault.SHORT, Fault.GARBAGE, Fault.CLOSED_IDLE}
 
 
-class FaultServer(ImageServer):
-    """An ImageServer whose answers are spoiled as `plan` says.
+class FaultServer(http.server.ThreadingHTTPServer):
+    """An image service over a folder whose responses are spoiled as `plan` says.
 
     It counts what it does: `requests` by method and name, `faults` by kind, `saved` by
     name. `on_saved` is called with each name that was saved, before the client hears
     of it.
     """
 
-    def __init__(self, folder: Path, plan: Plan = no_faults, port: int = 0) -> None:
-        super().__init__(folder, port)
-        self.RequestHandlerClass = FaultHandler
+    request_queue_size = 1024
+
+    def __init__(self, folder: Path, plan: Plan = no_faults) -> None:
+        super().__init__(("127.0.0.1", 0), FaultHandler)
+        self.folder = folder
         self.plan = plan
         self.lock = threading.Lock()
         self.requests: collections.Counter[tuple[str, str]] = collections.Counter()
         self.faults: collections.Counter[Fault] = collections.Counter()
         self.saved: collections.Counter[str] = collections.Counter()
         self.on_saved: Callable[[str], None] = lambda name: None
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Serve in a thread while the block runs; yield the URL."""
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{self.server_port}/images/"
+        finally:
+            self.shutdown()
+            self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: that connections break is what this server is for."""
 
     def next_fault(self, method: str, name: str) -> Fault | bytes | None:
         with self.lock:
@@ -129,70 +138,75 @@ class FaultServer(ImageServer):
                 self.faults[fault] += 1
         return fault
 
-    def note_saved(self, name: str) -> None:
+    def save(self, name: str, form: bytes) -> bytes:
+        """Save the only file of a form; return the response."""
+        content = form.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+        (self.folder / name).write_bytes(content)
         with self.lock:
             self.saved[name] += 1
         self.on_saved(name)
+        return response("200 OK", f"saved {name}\n")
+
+    def deliver(self, name: str) -> bytes:
+        """The response with an image, or with the list if the name is empty."""
+        if not name:
+            names = sorted(path.name for path in self.folder.iterdir())
+            text = "".join(f"{name}\n" for name in names)
+            return response("200 OK", text, "Content-Type: text/plain; charset=utf-8")
+        try:
+            content = (self.folder / name).read_bytes()
+        except OSError:
+            return response("404 Not Found", "no such image")
+        return response("200 OK", content, "Content-Type: image/png")
 
 
-class FaultHandler(ImageHandler):
+class FaultHandler(http.server.BaseHTTPRequestHandler):
     server: FaultServer
-    name = ""
+    protocol_version = "HTTP/1.1"
+    timeout = STALL_LIMIT
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        name = urllib.parse.unquote(path.removeprefix(PATH), errors="surrogateescape")
-        self.spoil(name, super().do_GET)
+        path = self.path.partition("?")[0].removeprefix("/images/")
+        self.respond(urllib.parse.unquote(path, errors="surrogateescape"))
 
     def do_POST(self) -> None:
         # The name is at the beginning of the form, and stays to be read there.
-        assert isinstance(self.rfile, io.BufferedReader)
-        self.name = file_name(self.rfile.peek()) or ""
-        self.spoil(self.name, super().do_POST)
+        match = re.search(rb'filename="(.*?)"', self.rfile.peek())  # type: ignore[attr-defined]
+        assert match
+        self.respond(match[1].decode("utf-8", "surrogateescape"))
 
-    def send_text(self, status: http.HTTPStatus, text: str) -> None:
-        if self.command == "POST" and status == http.HTTPStatus.OK:
-            self.server.note_saved(self.name)
-        super().send_text(status, text)
-
-    def spoil(self, name: str, work: Callable[[], None]) -> None:
-        """Answer a request by `work`, but for the fault that the plan has for it."""
+    def respond(self, name: str) -> None:
+        """Respond to a request, but for the fault that the plan has for it."""
         fault = self.server.next_fault(self.command, name)
-        if fault is None:
-            return work()
         length = int(self.headers.get("Content-Length", 0))
         if fault is Fault.RESET_BEFORE:
             return self.reset()
         if fault is Fault.RESET_DURING and length:
             self.rfile.read(length // 2)
             return self.reset()
-        if isinstance(fault, bytes) or fault in INSTEAD:
-            self.rfile.read(length)
-            spoiled = fault if isinstance(fault, bytes) else INSTEAD[fault]
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionError("the client went away")
+        if isinstance(fault, bytes):
+            spoiled = fault
+        elif fault in INSTEAD:
+            spoiled = INSTEAD[fault]
         else:
-            right = self.answer_of(work)
-            untold = fault is Fault.RESET_AFTER and length
-            spoiled = b"" if untold else spoiled_answer(fault, right)
+            post = self.command == "POST"
+            right = self.server.save(name, body) if post else self.server.deliver(name)
+            unheard = fault is Fault.RESET_AFTER and post
+            spoiled = b"" if unheard else spoil(fault, right)
         # In one piece: what belongs together arrives together.
         self.connection.sendall(spoiled)
         if fault in (Fault.RESET_DURING, Fault.RESET_AFTER):
             self.reset()
         elif fault is Fault.STALL:
             self.close_connection = True
-            self.connection.settimeout(STALL_LIMIT)
             self.connection.recv(1)  # nothing comes, until the client goes away
         elif fault in CLOSING:
             self.close_connection = True
         return None
-
-    def answer_of(self, work: Callable[[], None]) -> bytes:
-        """What `work` would send."""
-        wfile, self.wfile = self.wfile, io.BytesIO()
-        try:
-            work()
-            return self.wfile.getvalue()
-        finally:
-            self.wfile = wfile
 
     def reset(self) -> None:
         """End the connection with an RST instead of a FIN."""
@@ -202,9 +216,12 @@ class FaultHandler(ImageHandler):
         os.close(self.connection.detach())
         self.close_connection = True
 
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
-def spoiled_answer(fault: Fault, right: bytes) -> bytes:
-    """The bytes to send instead of the `right` answer."""
+
+def spoil(fault: Fault | None, right: bytes) -> bytes:
+    """The bytes to send instead of the `right` response."""
     head, _, body = right.partition(b"\r\n\r\n")
     match fault:
         case Fault.SHORT | Fault.RESET_DURING:
@@ -215,7 +232,7 @@ def spoiled_answer(fault: Fault, right: bytes) -> bytes:
             head = head.replace(length % len(body), length % wrong)
             return head + b"\r\n\r\n" + body
         case Fault.TWICE:
-            return right + answer("200 OK", "This is another answer.")
+            return right + response("200 OK", "This is another response.")
         case Fault.PAGE:
             return PAGE
     return right
