@@ -621,8 +621,14 @@ def _flush_due(now: float) -> None:
             tally.flush(now)
 
 
+# Held by a thread that forks, and while samples are taken and logged: a lock of logging
+# that the sampling thread holds would stay locked in the child.
+_forking = threading.RLock()
+
+
 def _after_fork() -> None:
     global _profiling
+    _forking.release()
     _profiling = threading.Lock()
     for tally in _tallies[:]:
         tally.restart()
@@ -641,7 +647,11 @@ def _flush_at_exit() -> None:
 atexit.register(flush)
 _flush_at_exit()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_forking.acquire,
+        after_in_parent=_forking.release,
+        after_in_child=_after_fork,
+    )
 
 
 class TimeTally(Tally):
@@ -876,7 +886,8 @@ class Sampler(Tally):
             due += (missed + 1) * self.interval
             if self.log.enabled():
                 start = thread_time_ns()
-                self.sample(1 + min(missed, 100))
+                with _forking:
+                    self.sample(1 + min(missed, 100))
                 self.missed += min(missed, 100)
                 self.cpu += thread_time_ns() - start
 
