@@ -2,7 +2,15 @@
 
 Standard library only: copy this one file to the server.
 
-1. Hang decorators on the suspects, deploy, let the program run, fetch its logs:
+1. Sample everything. In the program's main:
+
+    import logging
+    from decorators import start_sampling
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start_sampling()              # what do all threads do, 100 times a second?
+
+2. Decorate what the samples point to:
 
     @timeit                       # a line a call: how long, computing or waiting, raised?
     def load(path): ...
@@ -19,26 +27,32 @@ Standard library only: copy this one file to the server.
     @profile(slower_than=1.0)     # cProfile around the call, the whole profile in the log
     async def handle(request): ...
 
-2. Turn the logs into answers, decorate what they point to, and deploy again:
+3. Read the logs, and go on with what they say:
 
     python decorators.py app.log app.log.1 app.log.2.gz
-    python decorators.py --pstats profiles app.log   # for pstats, snakeviz, gprof2dot
-    python decorators.py --demo                      # all of this on a small program
+    python decorators.py --collapsed out.txt app.log   # for flamegraph.pl, speedscope
+    python decorators.py --pstats profiles app.log     # for pstats, snakeviz, gprof2dot
+    python decorators.py --demo                        # all of this on a small program
 
 The lines go to the logger that is named like this module, at level INFO, which the
-program's logging must let through: logging.getLogger("decorators").setLevel("INFO").
-Each is `NAME {json}`, pure ASCII and shorter than 4 KB, with the function's name, file
-and line and the process id, and never an argument's value.
+program's logging must let through. Each is `KIND {json}`, ASCII and shorter than 4 KB,
+with names, places and numbers, and never an argument's value.
 
-All three decorate functions, methods, class and static methods, coroutines, generators
-and asynchronous generators. They pass results and exceptions through, and whatever goes
-wrong inside them costs a measurement, not a call. What they cannot hide: a decorated
-call takes a few more frames, so a deep recursion meets its limit sooner; and the wrong
-arguments for a generator or coroutine are noticed at its first step.
+The decorators work on functions, methods, class and static methods, coroutines,
+generators and asynchronous generators, and keep results, exceptions, cancellation,
+signature and kind. What shows: a call takes a few more frames, so a deep recursion meets
+its limit sooner; wrong arguments for a generator or coroutine are noticed at its first
+step; a generator into which GeneratorExit is thrown is closed.
 
-Exit status of the reader: 0 something was found, 1 nothing was, 2 bad arguments or a
-file that could not be read or written, 130 interrupted.
+Counts (timeit(every=), cache_profile, sampling) are logged once an interval and at exit.
+The sampling thread, or else the first call that finds a line due, logs all that are due,
+some 0.2 ms each. A process that is killed logs nothing at exit; call flush() where a
+server shuts down on SIGTERM. Forked and spawned children count for themselves.
+
+DECORATORS=off in the environment switches everything off.
 """
+
+from __future__ import annotations
 
 import argparse
 import atexit
@@ -47,7 +61,6 @@ import contextlib
 import cProfile
 import functools
 import gzip
-import hashlib
 import inspect
 import io
 import itertools
@@ -59,353 +72,460 @@ import os
 import pstats
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 import weakref
 import zlib
-from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
-from time import perf_counter, thread_time
-from typing import Any, Self, TypeVar, overload
+from time import perf_counter_ns, thread_time_ns
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 logger = logging.getLogger(__name__)
 
-# Characters of a line of ours: with the application's own prefix it stays under 4 KB.
-LINE = 3500
-# Characters of it that a name, a file or a row of a profile may take.
-TEXT = 400
-# Calls that go to the histogram together, for 0.1 us each; alone it takes 1.2 us.
-BATCH = 1024
-# Hashes that estimate the number of distinct argument sets: 1.2 MB.
-SAMPLE = 1 << 14
-# Results that cache_profile(maxsize=None) has room for: 8 MB.
+# Characters of a line; with the application's own prefix it stays under 4 KB.
+MAX_LINE = 3500
+# Characters of JSON that a name, a file or a row of a profile may take.
+MAX_TEXT = 400
+# Calls that are counted together.
+BATCH_SIZE = 1024
+# Argument sets that the model of an unbounded cache remembers.
 UNBOUNDED = 1 << 16
-# Lines of one profile, 5 MB together; a profile of 700 functions takes 13.
-PARTS = 2000
-# Bytes of a profile unpacked: a log is data from strangers, and may hold a bomb.
-PROFILE = 1 << 24
-# Profiles with lines still to come that the reader keeps in memory.
-OPEN_PROFILES = 64
-# Bytes of a line of a log that are looked at together.
-LONGEST_LINE = 1 << 16
+# Frames of a stack, different stacks in an interval, and those of them that are logged.
+MAX_DEPTH = 80
+MAX_STACKS = 5000
+MAX_LOGGED_STACKS = 300
+# Bytes of an unpacked profile, and of a log's line: a log is input from strangers.
+MAX_PROFILE_SIZE = 1 << 24
+MAX_LOG_LINE = 1 << 16
+
+OFF = os.environ.get("DECORATORS") == "off"
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound="Function | classmethod[Any, ..., Any]")
-Stats = dict[tuple[str, int, str], Any]  # as pstats.Stats has them
+P = ParamSpec("P")
+Record = dict[str, Any]
+Stats = dict[tuple[str, int, str], Any]  # the table in pstats.Stats
 
 
-# --- durations, for the decorators and for the reader ---------------------------------
+# --- the decorators -------------------------------------------------------------------
 
 
-class Durations:
-    """Number, sum, maximum and quantiles of durations in seconds, in constant memory.
+class Decorator(Protocol[P]):
+    """Can be used bare or with options, and keeps the type of what it decorates."""
 
-    The quantiles come from a histogram with log-linear buckets like HdrHistogram's, 32
-    to each power of two, so that a quantile is at most 1/64 (1.6 %) off the true one:
-    the relative-error guarantee of Masson, Rim, Lee, "DDSketch" (VLDB 2019). As there,
-    merging loses nothing, and where a line has no room for all the buckets the lowest
-    are put together. Number, sum and maximum are exact.
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[F], F]: ...
+    @overload
+    def __call__(self, func: F, /) -> F: ...
+
+
+def _decorator(wrap: Callable[Concatenate[Function, P], Function]) -> Decorator[P]:
+    @functools.wraps(wrap)
+    def decorate(func: Any = None, /, **options: Any) -> Any:
+        if func is None:
+            return functools.partial(decorate, **options)
+        if isinstance(func, (classmethod, staticmethod)):
+            return type(func)(decorate(func.__func__, **options))
+        if isinstance(func, type) or not callable(func):
+            kind = type(func).__name__
+            raise TypeError(f"decorate functions and methods, not a {kind} object")
+        return func if OFF else cast(Any, wrap)(func, **options)
+
+    return cast("Decorator[P]", decorate)
+
+
+@_decorator
+def timeit(
+    func: Function,
+    /,
+    *,
+    slower_than: float = 0.0,
+    every: float | None = None,
+    logger: logging.Logger | None = None,
+    level: int | str = logging.INFO,
+) -> Function:
+    """Log how long the calls of a function take.
+
+    slower_than: seconds; faster calls are not logged, and the reader's table says so.
+    every: seconds; instead of a line a call, log one an interval, in constant memory:
+        calls, errors, total, mean, p50, p95, p99, max, and the histogram behind them.
+        There is no `cpu` in it: to read that clock takes longer than all the rest.
+    logger, level: where the lines go. While a line a call would not be logged there,
+        nothing is measured.
+
+    A call's line has `seconds`, the time that the caller waited; `inside`, those of them
+    in which the call's own code ran (and kept an event loop from everything else); `cpu`,
+    the processor time of the thread in these, far below `inside` if it blocks; `raised`,
+    the name of the exception or null. The caller waits for a coroutine until it has
+    finished; for a generator, asynchronous or not, from asking for an item to getting it.
+    Each call of a recursion counts, so their total has the same time more than once.
+
+    Raises ValueError for options that make no sense, TypeError for what is no function.
     """
+    if not slower_than >= 0 or (slower_than and every is not None):
+        raise ValueError("slower_than= must be 0 or more seconds, and not with every=")
+    log = Log("timeit", func, logger, level)
+    if every is not None:
+        return _time_together(func, TimeTally(log, every))
+    limit = {"slower_than": slower_than} if slower_than else {}
 
-    def __init__(self) -> None:
-        self.calls = 0
-        self.total = 0.0
-        self.max = 0.0
-        self.halves: Counter[int] = Counter()
+    def begin(args: object, kwargs: object) -> Call:
+        return Call(record, thread_time_ns) if log.enabled() else NOT_MEASURED
 
-    def add(self, durations: Sequence[float]) -> None:
-        # A float32 begins with sign, exponent and fraction: cut off behind the fifth
-        # bit of the fraction, it is the number of its bucket. Its upper half has two
-        # bits more. These are counted in C, in 0.1 us a call, and only buckets() cuts
-        # them off; a loop over math.frexp would take 0.3 us.
-        halves = memoryview(array("f", durations)).cast("B").cast("H")
-        self.halves.update(halves[sys.byteorder == "little" :: 2])
-        self.calls += len(durations)
-        self.total += sum(durations)
-        self.max = max(self.max, max(durations))
+    def record(call: Call, raised: str | None) -> None:
+        seconds, inside, cpu = call.waited / 1e9, call.inside / 1e9, call.cpu / 1e9
+        if seconds >= slower_than:
+            log(seconds=seconds, inside=inside, cpu=cpu, raised=raised, **limit)
 
-    def buckets(self) -> list[tuple[int, int]]:
-        """(bucket, number), from the shortest durations to the longest."""
-        buckets: Counter[int] = Counter()
-        for half, n in self.halves.items():
-            buckets[half >> 2] += n
-        return sorted(buckets.items())
-
-    def quantile(self, q: float) -> float:
-        """The duration (s) that the share `q` of the calls did not exceed."""
-        rank = math.ceil(q * self.calls)
-        for bucket, n in self.buckets():
-            rank -= n
-            if rank <= 0:
-                middle = (bucket << 18 | 1 << 17).to_bytes(4, "big")
-                return min(float(*struct.unpack(">f", middle)), self.max)
-        return self.max
-
-    def figures(self) -> dict[str, float]:
-        return {
-            "total": self.total,
-            "mean": self.total / max(self.calls, 1),
-            "p50": self.quantile(0.50),
-            "p95": self.quantile(0.95),
-            "p99": self.quantile(0.99),
-            "max": self.max,
-        }
-
-    def packed(self, room: int) -> list[int]:
-        """The buckets as [gap to the one before, number, gap, number, ...].
-
-        That many characters of JSON are enough for it.
-        """
-        pairs = self.buckets()
-        while True:
-            gaps = itertools.pairwise([0, *(bucket for bucket, _ in pairs)])
-            packed = [(b - a, n) for (a, b), (_, n) in zip(gaps, pairs)]
-            numbers = [*itertools.chain(*packed)]
-            if len(json.dumps(numbers)) <= room:
-                return numbers
-            low = len(pairs) // 4
-            pairs[: low + 1] = [(pairs[low][0], sum(n for _, n in pairs[: low + 1]))]
-
-    def merge(
-        self, calls: int, total: float, longest: float, packed: list[int]
-    ) -> None:
-        """Add what another one logged. Raises ValueError if it contradicts itself."""
-        buckets = list(itertools.accumulate(packed[::2]))
-        # 255 is the exponent of float32's infinities and NaNs.
-        if sum(packed[1::2]) != calls or len(packed) % 2 or max(buckets) >= 255 << 5:
-            raise ValueError("the histogram does not fit the number of calls")
-        self.calls += calls
-        self.total += total
-        self.max = max(self.max, longest)
-        for bucket, n in zip(buckets, packed[1::2]):
-            self.halves[bucket << 2] += n
+    return _wrap(func, begin)
 
 
-# --- writing lines --------------------------------------------------------------------
+def _time_together(func: Function, tally: TimeTally) -> Function:
+    pending, append = tally.pending, tally.pending.append
 
+    def begin(args: object, kwargs: object) -> Call:
+        return Call(record)
 
-class Log:
-    """What the lines of one decorated function share: who it is, where they go."""
+    def record(call: Call, raised: str | None) -> None:
+        tally.inside.append(call.inside)
+        tally.add(call.waited if raised is None else ~call.waited)
 
-    def __init__(
-        self, kind: str, func: Function, to: logging.Logger | None, level: int
-    ) -> None:
-        self.kind = kind
-        self.logger = to or logger
-        self.level = level
-        self.name, file, line = _identity(func)
-        self.head = {"name": self.name, "file": file, "line": line}
-        self.enabled()  # what is no logger or level is to fail here, not in a call
-
-    def enabled(self) -> bool:
-        return self.logger.isEnabledFor(self.level)
-
-    def text(self, **fields: object) -> str:
-        return json.dumps({**self.head, "pid": os.getpid(), **fields})
-
-    def __call__(self, **fields: object) -> None:
-        """Log a line. Whatever the program's filters and handlers do stays here."""
-        # One of them may be decorated itself.
-        if getattr(_logging, "now", False):
-            return
-        _logging.now = True
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        start = perf_counter_ns()
         try:
-            self.logger.log(self.level, "%s %s", self.kind, self.text(**fields))
-        except Exception:  # noqa: BLE001, S110 - where could it be logged?
+            result = func(*args, **kwargs)
+        except BaseException:
+            tally.add(~(perf_counter_ns() - start))
+            raise
+        now = perf_counter_ns()
+        append(now - start)
+        if now >= tally.due or len(pending) >= BATCH_SIZE:
+            _flush_due(now)
+        return result
+
+    return _wrap(func, begin, tally, plain)
+
+
+@_decorator
+def cache_profile(
+    func: Function,
+    /,
+    *,
+    maxsize: int | None = 128,
+    key: Function | None = None,
+    every: float = 60.0,
+    logger: logging.Logger | None = None,
+    level: int | str = logging.INFO,
+) -> Function:
+    """Log whether functools.lru_cache(maxsize=...) would pay. Nothing is cached.
+
+    maxsize: of the cache; for None, 65,536 results are remembered.
+    key: is called with the call's arguments and returns what the cache would go by;
+        without it all of them, a method's `self` included, as lru_cache does it.
+    every: seconds between two lines.
+    logger, level: where the lines go.
+
+    A line has, since the one before it: `calls`; `unhashable`, those that lru_cache would
+    fail on; `distinct`, argument sets not seen before; `hits` and `hits_unbounded`, calls
+    that a cache of this size and one without limit would have answered (none holds a call
+    that raised); `total`, seconds spent in calls, and `saved`, those spent in hits.
+
+    An lru_cache of the arguments' hashes is asked when each call has ended. So of two
+    equal calls at the same time the second is a hit, which a real cache would miss; in a
+    recursion, the calls inside of a hit are counted, and times more than once; -1 and -2
+    are the same, like their hashes; 65,536 argument sets are remembered as not distinct.
+
+    Raises ValueError for options that make no sense, TypeError for what is no function.
+    """
+    tally = CacheTally(Log("cache_profile", func, logger, level), every, maxsize)
+
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if _own.busy:
+            return NOT_MEASURED
+        hashed = None
+        # This runs code of the program, which may fail and may call decorated functions.
+        _own.busy = True
+        try:
+            what = key(*args, **kwargs) if key else (args, *kwargs.items())
+            # The hash of a tuple is well mixed, that of a number is the number.
+            hashed = hash((what,))
+        except Exception:  # noqa: BLE001, S110 - it counts as unhashable
             pass
         finally:
-            _logging.now = False
+            _own.busy = False
+        return Call(functools.partial(record, hashed))
+
+    def record(hashed: int | None, call: Call, raised: str | None) -> None:
+        tally.add((hashed, call.waited, raised is None))
+
+    return _wrap(func, begin, tally)
 
 
-_logging = threading.local()
+@_decorator
+def profile(
+    func: Function,
+    /,
+    *,
+    top: int = 20,
+    slower_than: float = 0.0,
+    every: float = 0.0,
+    logger: logging.Logger | None = None,
+    level: int | str = logging.INFO,
+) -> Function:
+    """Run cProfile around the calls of a function, and log each profile completely.
+
+    top: the number of functions logged as rows of text, by cumulative time.
+    slower_than: seconds; the profile of a faster call is thrown away.
+    every: seconds after a logged profile in which no other is made. To log the profile
+        of 350 functions takes the caller some 10 ms and the log some 25 KB.
+    logger, level: where the lines go. While they would not be logged there, nothing is
+        profiled.
+
+    Behind the text come numbered lines with the profile itself, for the reader: the table
+    of pstats in JSON, zlib and base64. A coroutine or generator is profiled only while
+    its own code runs, so that other tasks are not blamed on it.
+
+    In a process one call at a time is profiled. Calls that begin meanwhile, inside of it
+    or elsewhere, run without, and so do calls while somebody else's profiler is active; a
+    line a minute says how many. From Python 3.12 on, cProfile also records other threads,
+    and raises ValueError when code inside of a profiled call starts it.
+
+    Raises ValueError for options that make no sense, TypeError for what is no function.
+    """
+    if not slower_than >= 0 or not every >= 0 or top < 0:
+        raise ValueError("top=, slower_than= and every= must not be negative")
+    log = Log("profile", func, logger, level)
+    skipped = SkipTally(log, 60.0)
+    next_due = -math.inf
+
+    def begin(args: object, kwargs: object) -> Call:
+        if not log.enabled() or perf_counter_ns() < next_due:
+            return NOT_MEASURED
+        if not (lock := _profiling).acquire(blocking=False):
+            skipped.add("another call was being profiled")
+            return NOT_MEASURED
+        return ProfiledCall(functools.partial(record, lock))
+
+    def record(lock: threading.Lock, call: ProfiledCall, raised: str | None) -> None:
+        nonlocal next_due
+        lock.release()
+        if not call.profiled:
+            skipped.add("another profiler was active")
+        elif call.waited >= slower_than * 1e9:
+            _log_profile(log, call.waited / 1e9, call.profiler, top)
+            next_due = perf_counter_ns() + every * 1e9
+
+    return _wrap(func, begin, skipped)
 
 
-def _identity(func: Function) -> tuple[str, str, int]:
-    """Name, file and line of a callable; "" and 0 for what is not written in Python."""
-    inner = _innermost(func)
-    code = getattr(inner, "__code__", None)
-    file, line = (code.co_filename, code.co_firstlineno) if code else ("", 0)
-    module = getattr(inner, "__module__", None) or "builtins"
-    if module == "__main__":
-        module = Path(file).stem or module
-    name = getattr(inner, "__qualname__", type(inner).__qualname__)
-    return _short(f"{module}.{name}"), _short(file[::-1])[::-1], line
+_profiling = threading.Lock()  # held while a call is profiled
 
 
-def _innermost(func: Function) -> Any:
-    inner = inspect.unwrap(func)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    return inner
+def _log_profile(
+    log: Log, seconds: float, profiler: cProfile.Profile, top: int
+) -> None:
+    profile_id = os.urandom(6).hex()
+    text = io.StringIO()
+    stats: Any = pstats.Stats(profiler, stream=text)
+    stats.sort_stats("cumulative").print_stats(top)
+    for row in filter(str.strip, text.getvalue().splitlines()):
+        log(id=profile_id, top=_short(row))
+    # pstats' own format is marshal, and to unpack that from a log would not be safe.
+    table = [
+        [*function, *times, [[*caller, *their] for caller, their in callers.items()]]
+        for function, (*times, callers) in stats.stats.items()
+    ]
+    data = base64.b64encode(zlib.compress(json.dumps(table).encode())).decode()
+    head = {"id": profile_id, "seconds": seconds, "part": 10**6, "parts": 10**6}
+    size = MAX_LINE - len(log.text(**head, data=""))
+    parts = [data[start : start + size] for start in range(0, len(data), size)]
+    for number, part in enumerate(parts, start=1):
+        log(**{**head, "part": number, "parts": len(parts), "data": part})
 
 
-def _short(text: str) -> str:
-    """As much of a text as takes TEXT characters in JSON, where some take 6 or 12."""
-    text = text[:TEXT]
-    while len(json.dumps(text)) > TEXT:
-        text = text[: len(text) * 3 // 4]
-    return text
-
-
-def _seconds(value: float) -> float:
-    return round(value, 9)
+def flush() -> None:
+    """Log what has been counted so far, without waiting for the interval to end."""
+    _flush_due(math.inf)
 
 
 # --- one call, of whatever kind -------------------------------------------------------
 
 
 class Call:
-    """One call under measurement. This one measures nothing.
+    """One call, measured in ns: `waited` by the caller, `inside` and `cpu` of its code.
 
-    A plain function runs in one stretch. A coroutine or a generator runs in several;
-    between two of them it waits for something, or its caller has the floor.
+    The code of a coroutine or a generator runs in several stretches; between two of them
+    it waits for something, or its caller works.
     """
 
-    def resume(self) -> Callable[[], object] | None:
-        """A stretch begins. Returns what is to be called when it ends, if anything."""
-        return None
+    waited = inside = cpu = resumed = asked = 0
 
-    def yielded(self) -> None:
-        """A generator has handed out an item, and its caller goes to work."""
+    def __init__(
+        self,
+        record: Callable[[Any, str | None], None],  # is given the name of an exception
+        cpu_clock: Callable[[], int] = int,  # int() is 0
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        self.record, self.cpu_clock = record, cpu_clock
+        self.clock = clock or perf_counter_ns
 
-    def finish(self, raised: str | None) -> None:
-        """The call is over. `raised` is the name of the exception, if there was one."""
+    def resume(self) -> None:
+        """A stretch begins."""
+        self.cpu -= self.cpu_clock()
+        self.resumed = self.clock()
+        self.asked = self.asked or self.resumed
+
+    def suspend(self) -> None:
+        """It ends."""
+        self.inside += self.clock() - self.resumed
+        self.cpu += self.cpu_clock()
+
+    def hand_out(self) -> None:
+        """The caller has got its item or its result."""
+        if self.asked:
+            self.waited += self.clock() - self.asked
+            self.asked = 0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, traceback: object
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.hand_out()
         # GeneratorExit ends a generator that nobody wants to read further: no error.
         failed = kind is not None and kind is not GeneratorExit
-        with contextlib.suppress(Exception):
-            self.finish(_short(kind.__name__) if kind and failed else None)
+        self.record(self, _short(kind.__name__) if kind and failed else None)
 
 
-class TimedCall(Call):
-    """Measures seconds: `waited` by the caller, `inside` of the call's own code."""
-
-    def __init__(self) -> None:
-        self.waited = self.inside = self.resumed = 0.0
-        self.began: float | None = None
-        self.asked: float | None = None
-
-    def resume(self) -> Callable[[], object]:
-        self.resumed = now = perf_counter()
-        if self.began is None:
-            self.began = now
-        if self.asked is None:
-            self.asked = now
-        return self.suspend
-
-    def suspend(self) -> None:
-        self.inside += perf_counter() - self.resumed
-
-    def yielded(self) -> None:
-        if self.asked is not None:
-            self.waited += perf_counter() - self.asked
-            self.asked = None
-
-    def finish(self, raised: str | None) -> None:
-        self.yielded()
+NOT_MEASURED = Call(lambda call, raised: None, clock=int)
 
 
-Begin = Callable[[tuple[Any, ...], dict[str, Any]], Call]
+class ProfiledCall(Call):
+    """Runs cProfile in each stretch, unless another profiler is active then."""
+
+    profiled = False
+
+    def __init__(self, record: Callable[[Any, str | None], None]) -> None:
+        super().__init__(record)
+        self.profiler = cProfile.Profile()
+
+    def resume(self) -> None:
+        super().resume()
+        self.suspend = int  # type: ignore[method-assign, assignment] # does nothing
+        # Up to 3.11 cProfile would push another one aside; from 3.12 on it raises.
+        if sys.getprofile() is None:
+            try:
+                self.profiler.enable()
+            except ValueError:
+                return
+            self.profiled = True
+            # The profiler's own method: one of ours would appear in the profile.
+            self.suspend = self.profiler.disable  # type: ignore[method-assign]
 
 
-def _stretch(call: Call, run: Function, /, *args: Any, **kwargs: Any) -> Any:
-    """Run one stretch of a call's own code."""
-    try:
-        stop = call.resume()
-    except Exception:  # noqa: BLE001 - a measurement is lost, not a call
-        stop = None
-    try:
-        return run(*args, **kwargs)
-    finally:
-        # Not contextlib.suppress, which would appear in the profile that ends here.
+class Steps:
+    """A generator or coroutine of which each step is measured.
+
+    `yield from` and `await` pass on to it what is sent and thrown (PEP 380).
+    """
+
+    def __init__(self, call: Call, steps: Any, hands_out: bool = False) -> None:
+        self.call = call
+        self.steps = steps
+        self.hands_out = hands_out
+
+    def __iter__(self) -> Self:
+        return self
+
+    __await__ = __iter__
+
+    def __next__(self) -> Any:
+        return self.step(self.steps.send, None)
+
+    def send(self, value: Any) -> Any:
+        return self.step(self.steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
         try:
-            if stop:
-                stop()
-        except Exception:  # noqa: BLE001, S110 - as above
-            pass
-        # An exception thrown into a generator is in here, where its own traceback
-        # would keep it alive.
-        del run, args
+            return self.step(self.steps.throw, *error)
+        finally:
+            del error  # see below
+
+    def close(self) -> None:
+        self.step(self.steps.close)
+
+    def step(self, run: Function, *args: Any) -> Any:
+        self.call.resume()
+        try:
+            return run(*args)
+        except BaseException:
+            self.steps = None
+            raise
+        finally:
+            self.call.suspend()
+            if self.hands_out:
+                self.call.hand_out()
+            # This frame is in the traceback of an exception, and must not hold it.
+            del run, args
 
 
-def _stretches(call: Call, steps: Any, hands_out: bool) -> Generator[Any, Any, Any]:
-    """What `yield from steps` does (PEP 380), each stretch measured."""
-    run, value = steps.send, None
-    try:
-        while True:
-            try:
-                item = _stretch(call, run, value)
-            except StopIteration as stop:
-                return stop.value
-            if hands_out:
-                call.yielded()
-            # The exception is thrown on outside of `except`, or else it would be
-            # chained to what comes of it. close() arrives here too, as GeneratorExit.
-            try:
-                run, value = steps.send, (yield item)
-            except BaseException as error:  # noqa: BLE001
-                run, value = steps.throw, error
-    finally:
-        del steps, run, value  # as in _stretch
-
-
-# The same generator function, which can from here on be awaited as well.
-_awaitable: Function = types.coroutine(_stretches)
-
-
-def _wrap(func: Function, begin: Begin, plain: Function | None = None) -> Function:
-    """A function of the same kind as `func`, its calls between begin() and finish().
+def _wrap(
+    func: Function,
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    tally: Tally | None = None,
+    plain: Function | None = None,
+) -> Function:
+    """A function of the same kind as `func` whose calls are measured.
 
     A plain function is replaced by `plain`, if given: where every 0.1 us counts.
     """
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        with begin(args, kwargs) as call:
-            return _stretch(call, func, *args, **kwargs)
+        call = begin(args, kwargs)
+        if call is NOT_MEASURED:
+            return func(*args, **kwargs)
+        with call:
+            call.resume()
+            try:
+                return func(*args, **kwargs)
+            finally:
+                call.suspend()
 
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        steps = func(*args, **kwargs)
         with begin(args, kwargs) as call:
-            return (yield from _stretches(call, steps, True))
+            steps = func(*args, **kwargs)
+            del args, kwargs  # as the function may let go of them
+            return (yield from Steps(call, steps, hands_out=True))
 
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        steps = func(*args, **kwargs)
-        # A plain function can be marked as a coroutine function and return whatever.
-        if not isinstance(steps, Coroutine):
-            return await steps
         with begin(args, kwargs) as call:
-            return await _awaitable(call, steps, False)
+            # Not all that is marked as a coroutine function returns a coroutine.
+            steps = func(*args, **kwargs).__await__()
+            del args, kwargs
+            return await Steps(call, steps)
 
     async def async_generator(*args: Any, **kwargs: Any) -> Any:
         items = func(*args, **kwargs)
-        step = items.asend(None)
-        try:
-            with begin(args, kwargs) as call:
-                while True:
-                    try:
-                        item = await _awaitable(call, step, False)
-                    except StopAsyncIteration:
-                        return
-                    call.yielded()
-                    try:
-                        step = items.asend((yield item))
-                    except BaseException as error:  # noqa: BLE001 - as in _stretches
-                        step = items.athrow(error)
-        finally:
-            del step  # as in _stretch
+        with begin(args, kwargs) as call:
+            del args, kwargs
+            # Holds the next step, or the item, until it is taken out: a variable would
+            # keep it alive while the caller works.
+            box = [items.asend(None)]
+            while True:
+                try:
+                    box.append(await Steps(call, box.pop()))
+                except StopAsyncIteration:
+                    return
+                call.hand_out()
+                try:
+                    box.append(items.asend((yield box.pop())))
+                except BaseException as error:  # noqa: BLE001 - aclose(), too
+                    box.append(items.athrow(error))
 
     wrapper: Function = plain or function
     if inspect.iscoroutinefunction(func):
@@ -416,624 +536,545 @@ def _wrap(func: Function, begin: Begin, plain: Function | None = None) -> Functi
         wrapper = generator
         if _innermost(func).__code__.co_flags & inspect.CO_ITERABLE_COROUTINE:
             wrapper = types.coroutine(generator)
-    return functools.wraps(func)(wrapper)
-
-
-def _apply(decorate: Callable[[Function], Function], target: Any) -> Any:
-    """Decorate a function, or the one inside of a classmethod or staticmethod."""
-    if isinstance(target, (classmethod, staticmethod)):
-        return type(target)(decorate(target.__func__))
-    if isinstance(target, type) or not callable(target):
-        kind = type(target).__name__
-        raise TypeError(f"decorate functions and methods, not a {kind} object")
-    return decorate(target)
+    functools.update_wrapper(wrapper, func)
+    if tally:
+        weakref.finalize(wrapper, tally.retire)
+    for name in ("cache_clear", "cache_info", "cache_parameters"):
+        if hasattr(func, name):
+            setattr(wrapper, name, getattr(func, name))
+    return wrapper
 
 
 # --- counts that are logged once an interval ------------------------------------------
 
 
 class Tally:
-    """What a decorated function has counted since its last line.
+    """What has been counted since the last line.
 
-    A line is due every `every` seconds and comes with the first call after that: no
-    thread waits for it. What is left comes at exit, or when the decorated function is
-    dropped. A forked child starts from nothing: what was there, its parent will log.
+    Calls append to `pending`, which takes no lock; now and then one of them counts what
+    is there. No thread waits for a line to be due: a call finds out.
     """
 
-    lock: Any
-
-    def __init__(self, every: float, log: Log) -> None:
+    def __init__(self, log: Log, every: float) -> None:
         if not every > 0:
             raise ValueError("every= must be a number of seconds greater than 0")
-        self.every = every
-        self.log = log
-        self.due = perf_counter() + every
+        self.log, self.every = log, every
+        self.pending: list[Any] = []
         self.restart()
-        _tallies.add(self)
+        _tallies.append(self)
 
     def restart(self) -> None:
+        """Count from nothing, as a forked child does: its parent logs what was."""
+        self.lock = threading.Lock()
+        self.due = perf_counter_ns() + int(self.every * 1e9)
+        self.pending.clear()
+        self.clear()
+
+    def clear(self) -> None:
+        self.counts: Counter[Any] = Counter()
+
+    def count(self, batch: list[Any]) -> None:
+        self.counts.update(batch)
+
+    def lines(self) -> Iterable[Record]:
+        """What is to be logged; clear() follows."""
         raise NotImplementedError
 
-    def fold(self) -> None:
-        """Count what has come in."""
+    def add(self, item: object) -> None:
+        self.pending.append(item)
+        now = perf_counter_ns()
+        if now >= self.due or len(self.pending) >= BATCH_SIZE:
+            _flush_due(now)
 
-    def take(self) -> dict[str, object] | None:
-        """What is to be logged, and counted from nothing again; None for nothing."""
-        raise NotImplementedError
+    def flush(self, now: float) -> None:
+        # Another thread is at it, or this one further down: it will do.
+        if _own.busy or not self.lock.acquire(blocking=False):
+            return
+        lines: list[Record] = []
+        try:
+            batch = self.pending[:]
+            del self.pending[: len(batch)]
+            if batch:
+                self.count(batch)
+            if now >= self.due:
+                self.due = perf_counter_ns() + int(self.every * 1e9)
+                lines.extend(self.lines())
+                self.clear()
+        finally:
+            self.lock.release()
+        for line in lines:
+            self.log(**line)
 
-    def flush(self, now: float = math.inf) -> None:
-        """Count, and log if a line is due. Never raises and never waits."""
-        with contextlib.suppress(Exception):
-            # Another thread is at it, or this one further down: it will do.
-            if not self.lock.acquire(blocking=False):
-                return
-            fields = None
-            try:
-                self.fold()
-                if now >= self.due:
-                    self.due = perf_counter() + self.every
-                    fields = self.take()
-            finally:
-                self.lock.release()
-            if fields:
-                self.log(**fields)
-
-    def __del__(self) -> None:
-        self.flush()
-
-
-_tallies: weakref.WeakSet[Tally] = weakref.WeakSet()
+    def retire(self) -> None:
+        """Log what is left of a function that has been dropped."""
+        _tallies.remove(self)
+        self.flush(math.inf)
 
 
-@atexit.register
-def _flush_all() -> None:
-    for tally in list(_tallies):
-        tally.flush()
+_tallies: list[Tally] = []
+
+
+def _flush_due(now: float) -> None:
+    # All of them: a function that is called rarely may not come back in time.
+    for tally in _tallies[:]:
+        if now >= tally.due or len(tally.pending) >= BATCH_SIZE:
+            tally.flush(now)
+
+
+# Held by a thread that forks, and while samples are taken and logged: a lock of logging
+# that the sampling thread holds would stay locked in the child.
+_forking = threading.RLock()
 
 
 def _after_fork() -> None:
     global _profiling
-    for tally in list(_tallies):
+    _forking.release()
+    _profiling = threading.Lock()
+    for tally in _tallies[:]:
         tally.restart()
-    if _profiling.call:
-        _profiling.call.give_up()
-    _profiling = ProfilerInUse()
+    _flush_at_exit()
+
+
+def _flush_at_exit() -> None:
     # The processes of multiprocessing leave by os._exit(), past every atexit function.
+    # They forget their finalizers when they begin, and then do what is registered.
     if util := sys.modules.get("multiprocessing.util"):
-        util.register_after_fork(
-            _flush_all, lambda flush: util.Finalize(None, flush, exitpriority=0)
-        )
+        finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
+        finalize()
+        util.register_after_fork(flush, lambda _: finalize())
 
 
+atexit.register(flush)
+_flush_at_exit()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-# --- timeit ---------------------------------------------------------------------------
-
-
-@overload
-def timeit(func: F, /) -> F: ...
-@overload
-def timeit(
-    *,
-    slower_than: float = 0.0,
-    every: float | None = None,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Callable[[F], F]: ...
-def timeit(
-    func: Any = None,
-    /,
-    *,
-    slower_than: float = 0.0,
-    every: float | None = None,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Any:
-    """Log how long the calls of a function take.
-
-    slower_than: seconds; faster calls are not logged, as the reader's table will say.
-    every: seconds; instead of a line a call, log a line an interval (with the first
-        call after it) and one at exit, or when the function itself is dropped: calls,
-        errors, total, mean, p50, p95, p99, max, and the histogram that they come
-        from (see Durations), in constant memory. The processor time is missing there:
-        to read its clock takes 0.5 us, more than all the rest.
-    logger, level: where the lines go. While one for each call would not be logged
-        there, nothing is measured.
-
-    A call's line has `seconds`, the time that the caller waited; `raised`, the name of
-    the exception or null; and for a plain function `cpu`, the seconds of processor time
-    of its thread: close to `seconds` if it computes, far below if it waits. Coroutines
-    and generators have instead `inside`, the seconds that their own code ran, and
-    `finished`, those from the first step to the end. The caller waits for a coroutine
-    until it has finished; for a generator, asynchronous or not, only from asking for an
-    item to getting it. The calls of a recursion count each for itself, so their total
-    counts the same time more than once.
-
-    Raises ValueError for options that make no sense, TypeError for no function.
-    """
-    if not slower_than >= 0 or (slower_than and every is not None):
-        raise ValueError("slower_than= must be 0 or more seconds, and not with every=")
-
-    def decorate(func: Function) -> Function:
-        log = Log("timeit", func, logger, level)
-        if every is None:
-            return _log_each(func, log, slower_than)
-        return _log_together(func, TimeTally(every, log))
-
-    return (
-        functools.partial(_apply, decorate) if func is None else _apply(decorate, func)
+    os.register_at_fork(
+        before=_forking.acquire,
+        after_in_parent=_forking.release,
+        after_in_child=_after_fork,
     )
-
-
-def _log_each(func: Function, log: Log, slower_than: float) -> Function:
-    enabled = log.enabled
-    limit = {"slower_than": slower_than} if slower_than else {}
-
-    class LoggedCall(TimedCall):
-        def finish(self, raised: str | None) -> None:
-            super().finish(raised)
-            if self.began is not None and self.waited >= slower_than:
-                log(
-                    seconds=_seconds(self.waited),
-                    inside=_seconds(self.inside),
-                    finished=_seconds(perf_counter() - self.began),
-                    raised=raised,
-                    **limit,
-                )
-
-    def begin(args: object, kwargs: object) -> Call:
-        return LoggedCall() if enabled() else Call()
-
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        if not enabled():
-            return func(*args, **kwargs)
-        raised = None
-        cpu = thread_time()
-        start = perf_counter()
-        try:
-            return func(*args, **kwargs)
-        except BaseException as error:
-            raised = _short(type(error).__name__)
-            raise
-        finally:
-            seconds = perf_counter() - start
-            if seconds >= slower_than:
-                cpu = thread_time() - cpu
-                log(
-                    seconds=_seconds(seconds),
-                    cpu=_seconds(cpu),
-                    raised=raised,
-                    **limit,
-                )
-
-    return _wrap(func, begin, plain)
 
 
 class TimeTally(Tally):
-    """The durations of calls since the last line."""
+    """Counts ns; ~ns, which is negative, is a call that raised."""
 
-    def __init__(self, every: float, log: Log) -> None:
-        # To append to a list takes no lock, and the wrapper holds on to these two.
-        self.pending: list[float] = []
-        self.failed: list[None] = []
-        super().__init__(every, log)
+    def __init__(self, log: Log, every: float) -> None:
+        self.inside: list[int] = []
+        super().__init__(log, every)
 
-    def restart(self) -> None:
-        self.lock = threading.Lock()
-        self.pending.clear()
-        self.failed.clear()
+    def clear(self) -> None:
         self.durations = Durations()
-        self.errors = 0
+        self.total_inside = 0
 
-    def fold(self) -> None:
-        if batch := self.pending[:]:
-            del self.pending[: len(batch)]
-            self.durations.add(batch)
-        self.errors += (failed := len(self.failed))
-        del self.failed[:failed]
+    def count(self, batch: list[int]) -> None:
+        self.durations.add(batch)
+        inside = self.inside[:]
+        del self.inside[: len(inside)]
+        self.total_inside += sum(inside)
 
-    def take(self) -> dict[str, object] | None:
-        durations, errors = self.durations, self.errors
-        self.durations, self.errors = Durations(), 0
-        if not durations.calls:
-            return None
-        times = {key: _seconds(value) for key, value in durations.figures().items()}
-        fields = {"calls": durations.calls, "errors": errors, **times}
-        room = LINE - len(self.log.text(**fields, buckets=[]))
-        return {**fields, "buckets": durations.packed(room)}
+    def lines(self) -> Iterator[Record]:
+        if self.durations.calls:
+            inside = {"inside": self.total_inside / 1e9} if self.total_inside else {}
+            histogram = self.durations.histogram()
+            yield {**self.durations.figures(), **inside, "histogram": histogram}
 
 
-def _log_together(func: Function, tally: TimeTally) -> Function:
-    pending, append, failed = tally.pending, tally.pending.append, tally.failed
-
-    class CountedCall(TimedCall):
-        def finish(self, raised: str | None) -> None:
-            super().finish(raised)
-            if raised is not None:
-                failed.append(None)
-            append(self.waited)
-            now = perf_counter()
-            if now >= tally.due or len(pending) >= BATCH:
-                tally.flush(now)
-
-    def begin(args: object, kwargs: object) -> Call:
-        return CountedCall()
-
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        start = perf_counter()
-        try:
-            return func(*args, **kwargs)
-        except BaseException:
-            failed.append(None)
-            raise
-        finally:
-            now = perf_counter()
-            append(now - start)
-            if now >= tally.due or len(pending) >= BATCH:
-                tally.flush(now)
-
-    return _wrap(func, begin, plain)
-
-
-# --- cache_profile --------------------------------------------------------------------
-
-
-@overload
-def cache_profile(func: F, /) -> F: ...
-@overload
-def cache_profile(
-    *,
-    maxsize: int | None = 128,
-    key: Function | None = None,
-    every: float = 60.0,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Callable[[F], F]: ...
-def cache_profile(
-    func: Any = None,
-    /,
-    *,
-    maxsize: int | None = 128,
-    key: Function | None = None,
-    every: float = 60.0,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Any:
-    """Log whether functools.lru_cache(maxsize=...) would pay. Nothing is cached.
-
-    maxsize: of the cache; None is replayed with room for 65,536 results.
-    key: is called with the call's arguments and returns what the cache would go by;
-        without it all of them, a method's `self` included, as lru_cache does it.
-    every: seconds between two lines; one more comes at exit.
-    logger, level: where the lines go.
-
-    A line has, since the one before it: `calls`; `unhashable`, those that lru_cache
-    would fail on; `distinct`, argument sets not seen before; `hits` and
-    `hits_unbounded`, calls that a cache of this size and one without limit would have
-    answered (none holds a call that raised); `total`, seconds spent in calls; `saved`,
-    seconds of these spent in hits, each of which the cache itself would still take
-    about 0.0000001 s for. A call inside of another one of the same function adds
-    nothing to `total`, nor to `saved` if the outer one was a hit.
-
-    No argument is kept, only hashes. So -1 and -2 count as the same, like their hashes,
-    and beyond 16,384 distinct sets `distinct` and `hits_unbounded` are estimated from a
-    sample, with a standard error of about 1 %: Flajolet, "On adaptive sampling"
-    (Computing 43, 1990).
-
-    Raises ValueError for options that make no sense, TypeError for no function.
-    """
-
-    def decorate(func: Function) -> Function:
-        log = Log("cache_profile", func, logger, level)
-        tally = CacheTally(every, log, None if maxsize is None else max(maxsize, 0))
-
-        def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-            try:
-                what = key(*args, **kwargs) if key else (args, *kwargs.items())
-                # The hash of a tuple is well mixed, that of a number is the number.
-                return ReplayedCall(tally, hash((what,)))
-            except Exception:  # noqa: BLE001 - a key= or __hash__ of the program's own
-                return ReplayedCall(tally, None)
-
-        return _wrap(func, begin)
-
-    return (
-        functools.partial(_apply, decorate) if func is None else _apply(decorate, func)
-    )
+CACHE_COUNTS = ("calls", "unhashable", "distinct", "hits", "hits_unbounded")
+CACHE_TIMES = ("total", "saved")
 
 
 class CacheTally(Tally):
-    """The keys in an LRU cache, and what it would have been good for."""
+    """Counts (hash of the arguments or None, ns, did it return?)."""
 
-    def __init__(self, every: float, log: Log, maxsize: int | None) -> None:
+    def __init__(self, log: Log, every: float, maxsize: int | None) -> None:
         self.maxsize = maxsize
-        self.inside = threading.local()
-        super().__init__(every, log)
+        size = UNBOUNDED if maxsize is None else maxsize
+        self.missed: list[int] = []
+        self.bounded = functools.lru_cache(size)(self.missed.append)
+        self.unbounded = functools.lru_cache(max(size, UNBOUNDED))(self.missed.append)
+        super().__init__(log, every)
 
-    def restart(self) -> None:
-        self.lock = threading.RLock()
-        self.lru: OrderedDict[int, None] = OrderedDict()
-        # The keys seen, and whether a call of theirs returned: first all of them, then
-        # those that are a multiple of 2, of 4, ...
-        self.seen: dict[int, bool] = {}
-        self.step = 1
-        self.returned = 0
-        self.logged = (0, 0)
-        self.counts: Counter[str] = Counter()
-        self.total = self.saved = 0.0
+    def count(self, batch: list[tuple[int | None, int, bool]]) -> None:
+        counts = self.counts
+        for hashed, ns, returned in batch:
+            counts["calls"] += 1
+            counts["total"] += ns
+            if hashed is None:
+                counts["unhashable"] += 1
+            elif returned:
+                if self.is_hit(self.bounded, hashed):
+                    counts["hits"] += 1
+                    counts["saved"] += ns
+                known = self.is_hit(self.unbounded, hashed)
+                counts["hits_unbounded" if known else "distinct"] += 1
 
-    def look_up(self, key: int) -> bool:
-        with self.lock:
-            if found := key in self.lru:
-                self.lru.move_to_end(key)
-            return found
+    def is_hit(self, cache: Callable[[int], None], hashed: int) -> bool:
+        self.missed.clear()
+        cache(hashed)
+        return not self.missed
 
-    def store(self, key: int, returned: bool) -> None:
-        if key % self.step == 0:
-            self.seen[key] = returned or self.seen.get(key, False)
-            if len(self.seen) > SAMPLE:
-                self.step *= 2
-                self.seen = {k: r for k, r in self.seen.items() if k % self.step == 0}
-        if returned:
-            self.returned += 1
-            self.lru[key] = None
-            if len(self.lru) > (UNBOUNDED if self.maxsize is None else self.maxsize):
-                self.lru.popitem(last=False)
-
-    def take(self) -> dict[str, object] | None:
-        counts, total, saved = self.counts, self.total, self.saved
-        self.counts, self.total, self.saved = Counter(), 0.0, 0.0
-        if not counts["calls"]:
-            return None
-        # Without limit, of the calls that returned each key's first is the only miss.
-        distinct = len(self.seen) * self.step
-        hits = self.returned - sum(self.seen.values()) * self.step
-        before, self.logged = self.logged, (distinct, hits)
-        return {
-            "maxsize": self.maxsize,
-            "calls": counts["calls"],
-            "unhashable": counts["unhashable"],
-            "distinct": distinct - before[0],
-            "hits": counts["hits"],
-            "hits_unbounded": hits - before[1],
-            "total": _seconds(total),
-            "saved": _seconds(saved),
-        }
+    def lines(self) -> Iterator[Record]:
+        counts = {key: self.counts[key] for key in CACHE_COUNTS}
+        if counts["calls"]:
+            times = {key: self.counts[key] / 1e9 for key in CACHE_TIMES}
+            yield {"maxsize": self.maxsize, **counts, **times}
 
 
-class ReplayedCall(TimedCall):
-    """Looks its key up when it begins and stores it when it has returned."""
+class SkipTally(Tally):
+    """Counts the reasons why calls were not profiled."""
 
-    # What this thread is inside of.
-    NOTHING, A_MISS, A_HIT = range(3)
-
-    def __init__(self, tally: CacheTally, key: int | None) -> None:
-        """`key` is None for arguments that have no hash."""
-        super().__init__()
-        self.tally = tally
-        self.key = key
-        self.hit = key is not None and tally.look_up(key)
-        self.outer = self.NOTHING
-
-    def resume(self) -> Callable[[], object]:
-        inside = self.tally.inside
-        self.outer = getattr(inside, "what", self.NOTHING)
-        inside.what = self.A_HIT if self.hit else max(self.outer, self.A_MISS)
-        return super().resume()
-
-    def suspend(self) -> None:
-        super().suspend()
-        self.tally.inside.what = self.outer
-
-    def finish(self, raised: str | None) -> None:
-        super().finish(raised)
-        tally, hit = self.tally, self.hit and raised is None
-        with tally.lock:
-            tally.counts["calls"] += 1
-            tally.counts["unhashable"] += self.key is None
-            tally.counts["hits"] += hit
-            if self.key is not None:
-                tally.store(self.key, raised is None)
-            if self.outer == self.NOTHING:
-                tally.total += self.waited
-            if hit and self.outer != self.A_HIT:
-                tally.saved += self.waited
-        if (now := perf_counter()) >= tally.due:
-            tally.flush(now)
+    def lines(self) -> Iterator[Record]:
+        for reason, calls in self.counts.items():
+            yield {"skipped": reason, "calls": calls}
 
 
-# --- profile --------------------------------------------------------------------------
+class Durations:
+    """Number, sum, maximum and quantiles of durations in ns, in constant memory.
 
-
-@overload
-def profile(func: F, /) -> F: ...
-@overload
-def profile(
-    *,
-    top: int = 20,
-    slower_than: float = 0.0,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Callable[[F], F]: ...
-def profile(
-    func: Any = None,
-    /,
-    *,
-    top: int = 20,
-    slower_than: float = 0.0,
-    logger: logging.Logger | None = None,
-    level: int = logging.INFO,
-) -> Any:
-    """Run cProfile around the calls of a function, and log each profile completely.
-
-    top: the number of functions logged as rows of text, those with the most cumulative
-        time.
-    slower_than: seconds; the profile of a faster call is thrown away.
-    logger, level: where the lines go. While they would not be logged there, nothing is
-        profiled.
-
-    Behind the text come numbered lines with the profile itself, which `python
-    decorators.py --pstats` puts together: the table of pstats in JSON, zlib and base64,
-    with its SHA-256. A coroutine or generator is profiled only while its own code runs,
-    so that other tasks are not blamed on it.
-
-    In a process one call at a time is profiled. Calls that begin before it is over,
-    inside of it or elsewhere, run without, and lines behind the profile say how many of
-    which function. While a profiler of someone else is at work, calls run without, and
-    one line says so. From Python 3.12 on, cProfile also records other threads, and
-    raises ValueError when code inside of a profiled call starts it once more.
-
-    Raises ValueError for options that make no sense, TypeError for no function.
+    The histogram has 8 logarithmic buckets to each power of two, so a quantile is at most
+    4.5 % off: the relative-error guarantee of Masson, Rim, Lee, "DDSketch" (VLDB 2019).
+    As there, merging loses nothing. Number, sum and maximum are exact.
     """
-    if not slower_than >= 0 or top < 0:
-        raise ValueError("top= and slower_than= must not be negative")
-
-    def decorate(func: Function) -> Function:
-        log = Log("profile", func, logger, level)
-        told = False
-
-        def begin(args: object, kwargs: object) -> Call:
-            nonlocal told
-            if not log.enabled():
-                return Call()
-            if not _profiling.lock.acquire(blocking=False):
-                _profiling.skipped[log.name] += 1
-                return Call()
-            if _other_profiler():
-                _profiling.lock.release()
-                if not told:
-                    log(skipped="another profiler is active")
-                told = True
-                return Call()
-            return ProfiledCall(log, top, slower_than)
-
-        return _wrap(func, begin)
-
-    return (
-        functools.partial(_apply, decorate) if func is None else _apply(decorate, func)
-    )
-
-
-class ProfilerInUse:
-    """Locked while a call is profiled, with the calls that run without for that."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.call: ProfiledCall | None = None
-        self.skipped: Counter[str] = Counter()
+        self.calls = self.errors = self.total = self.max = 0
+        self.buckets: Counter[int] = Counter()
 
+    def add(self, durations: Sequence[int]) -> None:
+        """Negative is ~ns of a call that raised."""
+        buckets, total, longest = self.buckets, 0, self.max
+        # Calls of a hot function share their durations, so logarithms are few.
+        for ns, n in Counter(durations).items():
+            if ns < 0:
+                self.errors += n
+                ns = ~ns
+            total += n * ns
+            longest = max(longest, ns)
+            # From 128 ns up to an hour there are 278 buckets, which fit into a line.
+            buckets[int(8 * math.log2(max(128, ns)))] += n
+        self.calls += len(durations)
+        self.total += total
+        self.max = longest
 
-_profiling = ProfilerInUse()
+    def quantile(self, q: float) -> float:
+        """The ns that the share `q` of the calls did not exceed."""
+        rank = math.ceil(q * self.calls)
+        for bucket, n in sorted(self.buckets.items()):
+            rank -= n
+            if rank <= 0:
+                return min(2 ** ((bucket + 0.5) / 8), self.max)
+        return self.max
 
+    def figures(self) -> Record:
+        """Times in seconds."""
+        return {
+            "calls": self.calls,
+            "errors": self.errors,
+            "total": self.total / 1e9,
+            "mean": self.total / max(self.calls, 1) / 1e9,
+            **{f"p{q}": self.quantile(q / 100) / 1e9 for q in (50, 95, 99)},
+            "max": self.max / 1e9,
+        }
 
-def _other_profiler() -> bool:
-    # Up to 3.11 cProfile would push it aside, from 3.12 on it would raise ValueError.
-    if sys.version_info >= (3, 12):
-        tool = sys.monitoring.get_tool(sys.monitoring.PROFILER_ID)
-    else:
-        tool = None
-    return tool is not None or sys.getprofile() is not None
+    def histogram(self) -> list[int]:
+        """[gap to the bucket before, number of calls, gap, number, ...]"""
+        buckets = sorted(self.buckets)
+        gaps = [b - a for a, b in itertools.pairwise([0, *buckets])]
+        return [n for gap, b in zip(gaps, buckets) for n in (gap, self.buckets[b])]
 
-
-class ProfiledCall(Call):
-    def __init__(self, log: Log, top: int, slower_than: float) -> None:
-        self.log = log
-        self.top = top
-        self.slower_than = slower_than
-        self.profiler = cProfile.Profile()
-        self.began: float | None = None
-        self.in_use = _profiling
-        self.in_use.call = self
-
-    def resume(self) -> Callable[[], object] | None:
-        if self.began is None:
-            self.began = perf_counter()
-        if _other_profiler():
-            return None
-        # The profiler's own method: one of ours would appear in the profile.
-        stop = self.profiler.disable
-        self.profiler.enable()
-        return stop
-
-    def give_up(self) -> None:
-        self.slower_than = math.inf
-        self.profiler.disable()
-
-    def finish(self, raised: str | None) -> None:
-        skipped, self.in_use.skipped = self.in_use.skipped, Counter()
-        self.in_use.call = None
-        self.in_use.lock.release()
-        if self.began is None or perf_counter() - self.began < self.slower_than:
-            return
-        _log_profile(self.log, self.profiler, self.top)
-        for name, calls in skipped.items():
-            self.log(skipped=name, calls=calls)
-
-
-def _log_profile(log: Log, profiler: cProfile.Profile, top: int) -> None:
-    profile_id = os.urandom(6).hex()
-    text = io.StringIO()
-    pstats.Stats(profiler, stream=text).sort_stats("cumulative").print_stats(top)
-    for row in text.getvalue().splitlines():
-        if row.strip():
-            log(id=profile_id, top=_short(row))
-    profiler.create_stats()
-    packed = _pack(profiler.stats)
-    checksum = hashlib.sha256(packed).hexdigest()
-    data = base64.b64encode(packed).decode()
-
-    def part(number: int, count: int, data: str) -> dict[str, object]:
-        numbers = {"part": number, "parts": count}
-        return {"id": profile_id, **numbers, "sha256": checksum, "data": data}
-
-    size = LINE - len(log.text(**part(PARTS, PARTS, "")))
-    parts = [data[start : start + size] for start in range(0, len(data), size)]
-    if len(parts) > PARTS:
-        log(id=profile_id, skipped="the profile is too large for a log")
-        return
-    for number, piece in enumerate(parts, start=1):
-        log(**part(number, len(parts), piece))
-
-
-def _pack(stats: Stats) -> bytes:
-    """A profile as JSON: to unpack marshal, pstats' format, from a log is not safe."""
-    number = {function: n for n, function in enumerate(stats)}
-    rows = [
-        [*function, *times, [[number[caller], *callers[caller]] for caller in callers]]
-        for function, (*times, callers) in stats.items()
-    ]
-    return zlib.compress(json.dumps(rows, separators=(",", ":")).encode())
-
-
-def _unpack(packed: bytes) -> Stats:
-    """The profile again. Raises ValueError, TypeError, IndexError or zlib.error."""
-    # JSON of which something is missing is no JSON.
-    rows = json.loads(zlib.decompressobj().decompress(packed, PROFILE))
-    functions = [
-        (_text(file), _count(line), _text(name)) for file, line, name, *_ in rows
-    ]
-    return {
-        function: (
-            *_times(*times),
-            {functions[_count(n)]: _times(*theirs) for n, *theirs in callers},
+    def merge(self, logged: Record) -> None:
+        """Add a line's figures and histogram. Raises ValueError for nonsense."""
+        gaps, counts = (map(_number, logged["histogram"][n::2]) for n in (0, 1))
+        buckets = dict(zip(itertools.accumulate(gaps), counts, strict=True))
+        calls, errors, total, longest = (
+            _number(logged[key]) for key in ("calls", "errors", "total", "max")
         )
-        for function, (_, _, _, *times, callers) in zip(functions, rows)
-    }
+        if sum(buckets.values()) != calls or max(buckets) > 512:
+            raise ValueError("the histogram does not fit the number of calls")
+        self.calls += calls
+        self.errors += errors
+        self.total += round(total * 1e9)
+        self.max = max(self.max, round(longest * 1e9))
+        self.buckets.update(buckets)
 
 
-def _times(
-    calls: object, more: object, own: object, cumulative: object
-) -> tuple[int, int, float, float]:
-    return _count(calls), _count(more), _number(own), _number(cumulative)
+# --- sampling -------------------------------------------------------------------------
+
+# Innermost frames of threads that only wait.
+WAITING = re.compile(
+    r"\b(select \(selectors|(wait|join|_wait_for_tstate_lock) \(threading"
+    r"|_worker \(concurrent/futures/thread|(accept|readinto) \(socket|read \(ssl"
+    r"|_try_wait \(subprocess|_recv \(multiprocessing/connection)\.py:"
+)
+Stack = tuple[bool, tuple[str, ...]]  # is it waiting?; the innermost frame first
 
 
-# --- reading logs ---------------------------------------------------------------------
+def start_sampling(
+    interval: float = 0.01,
+    every: float = 60.0,
+    *,
+    logger: logging.Logger | None = None,
+    level: int | str = logging.INFO,
+) -> None:
+    """Log what all threads of the process are doing.
 
-# In a log that is itself JSON, our line is in a string and has its quotes escaped.
-MARK = re.compile(rb'(?<!\w)(timeit|cache_profile|profile) (?={\\*"name\\*": )')
+    interval: seconds between two samples.
+    every: seconds between two reports.
+    logger, level: where the lines go. While they would not be logged there, no samples
+        are taken.
+
+    A daemon thread counts the stacks (function, file and line of each frame) of all other
+    threads, up to 5,000 different ones. A report is a line with the number of `samples`;
+    those of them that were `missed`, because the program did not let go of the
+    interpreter, and count as the next one; the `cpu` seconds of the thread; and how many
+    stacks (`rest`) are not in the lines behind it, which have the 300 most frequent.
+
+    A thread is waiting when it is in a function of WAITING or, on Linux, has used less
+    than a tenth of the time since the sample before. So short waits between computations
+    count as running, and waiting for the interpreter lock as waiting. Of an asyncio
+    program one sees the running task, down to the coroutine at work, and no task that
+    waits. Code in C appears as the line that calls it.
+
+    A forked child samples itself; Python 3.12 and later warn about a fork while there are
+    several threads, this one included. A second call does nothing.
+
+    Samples are taken when the interpreter lets another thread run, which may be where the
+    code at work next waits for something. To come sooner, this sets
+    sys.setswitchinterval() to a twentieth of the interval, 0.5 ms.
+
+    Raises ValueError for options that make no sense.
+    """
+    global _sampler
+    if not interval > 0:
+        raise ValueError("interval= must be a number of seconds greater than 0")
+    if _sampler is None and not OFF:
+        caller = sys._getframe(1)
+        main = types.FunctionType(caller.f_code, caller.f_globals)
+        _sampler = Sampler(Log("sampling", main, logger, level), every, interval)
+        sys.setswitchinterval(min(sys.getswitchinterval(), interval / 20))
+
+
+SAMPLING = ("samples", "missed", "rest", "seconds", "cpu")  # what a report begins with
+
+
+class Sampler(Tally):
+    """Counts stacks."""
+
+    def __init__(self, log: Log, every: float, interval: float) -> None:
+        self.interval = interval
+        self.idle_time = interval * 1e9 / 10
+        super().__init__(log, every)
+
+    def restart(self) -> None:
+        super().restart()
+        # Processor time (ns) and stack of each thread in the sample before.
+        self.before: dict[int, tuple[int, Stack]] = {}
+        self.native_ids: dict[int | None, int | None] = {}
+        # No thread survives a fork.
+        threading.Thread(target=self.run, name="sampling", daemon=True).start()
+
+    def clear(self) -> None:
+        super().clear()
+        self.frames: dict[tuple[int, int], tuple[types.CodeType, str]] = {}
+        self.samples = self.missed = self.rest = self.cpu = 0
+
+    def run(self) -> None:
+        due = time.monotonic()
+        while True:
+            # Late samples must not follow closely, or threads seem not to have run.
+            time.sleep(max(due - time.monotonic(), self.interval / 2))
+            missed = int((time.monotonic() - due) / self.interval)
+            due += (missed + 1) * self.interval
+            if self.log.enabled():
+                start = thread_time_ns()
+                with _forking:
+                    self.sample(1 + min(missed, 100))
+                self.missed += min(missed, 100)
+                self.cpu += thread_time_ns() - start
+
+    def sample(self, weight: int) -> None:
+        frames, own = sys._current_frames(), threading.get_ident()
+        if frames.keys() != self.before.keys() | {own}:
+            self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
+        after: dict[int, tuple[int, Stack]] = {}
+        for ident, frame in frames.items():
+            if ident == own:
+                continue
+            cpu = _cpu_time(self.native_ids.get(ident))
+            cpu_before, stack = self.before.get(ident, (0, None))
+            if stack is None or cpu is None or cpu != cpu_before:
+                idle = cpu is not None and cpu - cpu_before < weight * self.idle_time
+                stack = self.stack(frame, idle)
+            elif not stack[0]:  # it has not run, so it is where it was
+                stack = (True, stack[1])
+            after[ident] = cpu or 0, stack
+            self.pending += [stack] * weight
+        self.before = after
+        self.samples += weight
+        _flush_due(perf_counter_ns())
+
+    def stack(self, frame: types.FrameType | None, idle: bool) -> Stack:
+        texts: list[str] = []
+        known = self.frames
+        while frame is not None and len(texts) < MAX_DEPTH:
+            code = frame.f_code
+            # To find out the line of a frame takes 1 us, to remember it 0.1 us. The code
+            # is kept, so that its id does not become that of another.
+            key = id(code), frame.f_lasti
+            if key in known:
+                text = known[key][1]
+            else:
+                text = _frame_text(frame)
+                known[key] = code, text
+            texts.append(text)
+            frame = frame.f_back
+        return idle or WAITING.search(texts[0]) is not None, tuple(texts)
+
+    def count(self, batch: list[Stack]) -> None:
+        # Most are there many times; to hash one takes 1 us.
+        stacks = {id(stack): stack for stack in batch}
+        for number, n in Counter(map(id, batch)).items():
+            if stacks[number] in self.counts or len(self.counts) < MAX_STACKS:
+                self.counts[stacks[number]] += n
+            else:
+                self.rest += n
+
+    def lines(self) -> Iterator[Record]:
+        stacks = self.counts.most_common()
+        if stacks:
+            rest = self.rest + sum(n for _, n in stacks[MAX_LOGGED_STACKS:])
+            seconds, cpu = self.samples * self.interval, self.cpu / 1e9
+            values = (self.samples, self.missed, rest, seconds, cpu)
+            yield dict(zip(SAMPLING, values))
+            room = MAX_LINE - len(self.log.text())
+            yield from _pack_stacks(stacks[:MAX_LOGGED_STACKS], room)
+
+
+_sampler: Sampler | None = None
+
+
+def _cpu_time(native_id: int | None) -> int | None:
+    """Processor time (ns) of a thread, or None."""
+    # Linux' number for the clock of a thread, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED. That
+    # of pthread_getcpuclockid() is the same, but it crashes if the thread has ended.
+    try:
+        return None if native_id is None else time.clock_gettime_ns(~native_id << 3 | 6)
+    except (AttributeError, OSError):
+        return None
+
+
+def _pack_stacks(stacks: Sequence[tuple[Stack, int]], room: int) -> Iterator[Record]:
+    """Frames, and stacks as [number, waiting, outermost frame, ..., innermost frame].
+
+    Each of the records takes no more than that many characters of JSON.
+    """
+    texts: dict[str, int] = {}
+    rows = [
+        [n, int(waiting)]
+        + [texts.setdefault(text, len(texts)) for text in reversed(frames)]
+        for (waiting, frames), n in stacks
+    ]
+    record = {"frames": [*texts], "stacks": rows}
+    half = len(stacks) // 2
+    if len(json.dumps(record)) <= room:
+        yield record
+    elif half:
+        yield from _pack_stacks(stacks[:half], room)
+        yield from _pack_stacks(stacks[half:], room)
+    else:  # one stack alone: without the outer half of its frames
+        ((waiting, frames), n) = stacks[0]
+        yield from _pack_stacks([((waiting, frames[: len(frames) // 2]), n)], room)
+
+
+def _frame_text(frame: types.FrameType) -> str:
+    """As py-spy writes it, with the file relative to the folder it is imported from."""
+    file = frame.f_code.co_filename
+    for folder in sorted(sys.path, key=len, reverse=True):
+        if folder and file.startswith(folder + os.sep):
+            file = file[len(folder) + 1 :].replace(os.sep, "/")
+            break
+    return f"{_short(frame.f_code.co_qualname)} ({_short(file)}:{frame.f_lineno})"
+
+
+# --- how lines are written ------------------------------------------------------------
+
+
+class Log:
+    """The lines of one decorated function: who it is, and where they go."""
+
+    def __init__(
+        self, kind: str, func: Function, to: logging.Logger | None, level: int | str
+    ) -> None:
+        self.kind = kind
+        self.logger = to or logger
+        # A handler takes names and numbers as logging does everywhere.
+        self.level = logging.NullHandler(level).level
+        self.head = _identity(func)
+
+    def enabled(self) -> bool:
+        return self.logger.isEnabledFor(self.level)
+
+    def text(self, **fields: object) -> str:
+        return json.dumps({**self.head, "pid": os.getpid(), **fields})
+
+    def __call__(self, **fields: object) -> None:
+        """Log a line. What the program's filters and handlers raise stays here."""
+        # One of them may be decorated itself.
+        if _own.busy:
+            return
+        _own.busy = True
+        try:
+            self.logger.log(self.level, "%s %s", self.kind, self.text(**fields))
+        except Exception:  # noqa: BLE001, S110 - where could it be logged?
+            pass
+        finally:
+            _own.busy = False
+
+
+class _Own(threading.local):
+    busy = False
+
+
+_own = _Own()  # Is this thread in code of the program that is called for a measurement?
+
+
+def _identity(func: Function) -> Record:
+    """Name, file and line of a callable; "" and 0 for what is not written in Python."""
+    inner = _innermost(func)
+    code = getattr(inner, "__code__", None)
+    file, line = (code.co_filename, code.co_firstlineno) if code else ("", 0)
+    module = getattr(inner, "__module__", None) or "builtins"
+    if module == "__main__":
+        module = Path(file).stem or module
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    return {"name": _short(f"{module}.{name}"), "file": _short(file), "line": line}
+
+
+def _innermost(func: Function) -> Any:
+    inner = inspect.unwrap(func)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    return inner
+
+
+def _short(text: str) -> str:
+    """As much of a text's end as takes MAX_TEXT characters in JSON."""
+    text = text[-MAX_TEXT:]
+    while len(json.dumps(text)) > MAX_TEXT:
+        text = text[len(text) // 4 + 1 :]
+    return text
+
+
+# --- the reader -----------------------------------------------------------------------
+
+# In a log that is itself JSON, a line is in a string and has its quotes escaped.
+MARK = re.compile(rb'(timeit|cache_profile|profile|sampling) (?={\\*"name\\*": )')
+TIME_OF_DAY = re.compile(rb"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d")
 DECODER = json.JSONDecoder()
+# What comes of damaged and hostile lines.
+DAMAGE = (ValueError, TypeError, LookupError, RecursionError, zlib.error)
+
+Place = tuple[str, str, int]
+PLACE = ("name", "file", "line")
 
 
 def read_log(path: str) -> Iterator[bytes]:
@@ -1041,11 +1082,11 @@ def read_log(path: str) -> Iterator[bytes]:
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as plain:
         packed = plain.peek(2)[:2] == b"\x1f\x8b"
         stream = gzip.GzipFile(fileobj=plain) if packed else plain
-        yield from iter(functools.partial(stream.readline, LONGEST_LINE), b"")
+        yield from iter(functools.partial(stream.readline, MAX_LOG_LINE), b"")
 
 
-def parse(line: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Our lines in a line of a log as (name, json), with None for damaged json.
+def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
+    """The decorators' lines in a line of a log as (kind, record), None for damage.
 
     There is none or one, or more if lines ran into each other.
     """
@@ -1057,9 +1098,11 @@ def parse(line: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
             while text.startswith("{\\"):
                 text, _ = DECODER.raw_decode('"' + text)
             record, _ = DECODER.raw_decode(text)
-        except (ValueError, RecursionError):
+        except DAMAGE:
             record = None
-        yield match[1].decode(), record
+        # Without "pid" it is a line of something else.
+        if record is None or "pid" in record:
+            yield match[1].decode(), record
 
 
 def _text(value: object) -> str:
@@ -1068,215 +1111,248 @@ def _text(value: object) -> str:
     raise ValueError("not a text")
 
 
-def _count(value: object, least: int = 0) -> int:
-    if type(value) is int and least <= value < 10**15:
+def _number(value: Any) -> Any:
+    if type(value) in (int, float) and 0 <= value < 1e15:
         return value
-    raise ValueError("not a count, or an absurd one")
+    raise ValueError("not a number, or an absurd one")
 
 
-def _number(value: object) -> float:
-    if isinstance(value, float) and 0 <= value < 1e15:
-        return value
-    return _count(value)
-
-
-class Times:
+class Times(Durations):
     """The calls of one function, from lines of timeit."""
 
     def __init__(self) -> None:
-        self.durations = Durations()
-        self.pending: list[float] = []
-        self.errors = 0
-        self.cpu = 0.0
-        self.cpu_of = 0.0  # the seconds of the calls that `cpu` is the time of
+        super().__init__()
+        self.pending: list[int] = []  # to be counted together, which is faster
+        # Seconds of a part, and of the calls of which it is known.
+        self.parts = {"cpu": [0.0, 0.0], "inside": [0.0, 0.0]}
         self.partly = False
 
-    def add(self, record: dict[str, Any]) -> None:
-        if "buckets" in record:
-            errors, packed = _count(record["errors"]), map(_count, record["buckets"])
-            total, longest = _number(record["total"]), _number(record["max"])
-            self.durations.merge(_count(record["calls"]), total, longest, list(packed))
-            self.errors += errors
-            return
-        seconds, raised = _number(record["seconds"]), record["raised"]
-        if "cpu" in record:
-            self.cpu += _number(record["cpu"])
-            self.cpu_of += seconds
-        self.errors += raised is not None
+    def add_line(self, record: Record) -> None:
+        parts = {key: _number(record[key]) for key in self.parts if key in record}
+        seconds = _number(record["total" if "histogram" in record else "seconds"])
+        if "histogram" in record:
+            self.merge(record)
+        else:
+            ns = round(seconds * 1e9)
+            self.pending.append(ns if record["raised"] is None else ~ns)
+            if len(self.pending) >= BATCH_SIZE:
+                self.fold()
+        for key, part in parts.items():
+            self.parts[key][0] += part
+            self.parts[key][1] += seconds
         self.partly |= "slower_than" in record
-        self.pending.append(seconds)
-        if len(self.pending) >= BATCH:
-            self.fold()
 
     def fold(self) -> None:
-        if self.pending:
-            self.durations.add(self.pending)
-            self.pending.clear()
+        self.add(self.pending)
+        self.pending.clear()
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Record:
         self.fold()
-        counts = {"calls": self.durations.calls, "errors": self.errors}
-        cpu = self.cpu if self.cpu_of else None
-        return {**counts, **self.durations.figures(), "cpu": cpu}
-
-
-@dataclass
-class OpenProfile:
-    """A profile of which lines are missing."""
-
-    count: int
-    sha256: str
-    parts: dict[int, str] = field(default_factory=dict)
+        shares = {
+            f"{key}_share": min(part / whole, 1.0) if whole else None
+            for key, (part, whole) in self.parts.items()
+        }
+        return {**super().figures(), **shares, "partly": self.partly}
 
 
 class Report:
-    """What lines of any logs, in any order, say about functions, caches and profiles."""
+    """What lines of any logs, in any order, say."""
 
     def __init__(self, folder: Path | None) -> None:
         """With a folder, complete profiles are written there. Raises OSError."""
-        self.times: dict[str, Times] = {}
-        self.caches: dict[tuple[str, int | None], Counter[str]] = {}
-        self.profiles: dict[tuple[str, str], bool] = {}  # (name, id): is it complete?
-        self.open: dict[tuple[str, str], OpenProfile] = {}
-        self.written: dict[tuple[str, str], Path] = {}
-        self.damaged = 0
         self.folder = folder
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
+        self.damaged = 0
+        self.times: dict[Place, Times] = {}
+        self.sums: dict[str, dict[tuple[Any, ...], Counter[str]]] = defaultdict(dict)
+        self.profiles: dict[tuple[Place, str], Record] = {}
+        self.parts: dict[tuple[Place, str], dict[int, str]] = defaultdict(dict)
+        self.stacks: Counter[tuple[bool, tuple[str, ...]]] = Counter()
 
     def read(self, line: bytes) -> None:
         """Raises OSError if a profile cannot be written."""
         for kind, record in parse(line):
             try:
-                self.add(kind, record or {})
-            except (ValueError, TypeError, KeyError):
+                self.add(kind, record or {}, line)
+            except DAMAGE:
                 self.damaged += 1
 
-    def add(self, kind: str, record: dict[str, Any]) -> None:
-        name = _text(record["name"])
+    def add(self, kind: str, record: Record, line: bytes) -> None:
+        place = _text(record["name"]), _text(record["file"]), _number(record["line"])
         if kind == "timeit":
-            times = self.times.get(name) or Times()
-            times.add(record)
-            self.times[name] = times
+            times = self.times.get(place) or Times()
+            times.add_line(record)
+            self.times[place] = times
         elif kind == "cache_profile":
-            size = None if record["maxsize"] is None else _count(record["maxsize"])
-            sums: dict[str, Any] = {k: _number(record[k]) for k in ("total", "saved")}
-            for key in ("calls", "unhashable", "hits"):
-                sums[key] = _count(record[key])
-            for key in ("distinct", "hits_unbounded"):
-                # The difference of two estimates may be negative.
-                sums[key] = _count(record[key], least=-(10**15))
-            self.caches.setdefault((name, size), Counter()).update(sums)
-        elif "id" in record:
-            self.add_profile((name, _text(record["id"])), record)
+            maxsize = record["maxsize"] and _number(record["maxsize"])
+            self.sum("caches", (*place, maxsize), record, *CACHE_COUNTS, *CACHE_TIMES)
+        elif "skipped" in record:
+            self.sum("skipped", (*place, _text(record["skipped"])), record, "calls")
+        elif "samples" in record:
+            self.sum("sampling", (), record, *SAMPLING)
+        elif kind == "sampling":
+            frames = [*map(_text, record["frames"])]
+            for n, waiting, *stack in record["stacks"]:
+                texts = tuple(frames[_number(number)] for number in stack)
+                self.stacks[bool(waiting), texts or ("?",)] += _number(n)
+        else:
+            self.add_profile((place, _text(record["id"])), record, line)
 
-    def add_profile(self, key: tuple[str, str], record: dict[str, Any]) -> None:
-        if not re.fullmatch("[0-9a-f]{12}", key[1]):
-            raise ValueError("not an id")
-        if self.profiles.setdefault(key, False) or "part" not in record:
+    def sum(
+        self, table: str, key: tuple[Any, ...], record: Record, *names: str
+    ) -> None:
+        counts = Counter({name: _number(record[name]) for name in names})
+        self.sums[table].setdefault(key, Counter()).update(counts)
+
+    def add_profile(self, key: tuple[Place, str], record: Record, line: bytes) -> None:
+        row = self.profiles.setdefault(key, {"complete": False, "slowest": []})
+        if row["complete"] or "part" not in record:
             return
-        part, count = _count(record["part"]), _count(record["parts"])
-        sha256, data = _text(record["sha256"]), _text(record["data"])
-        if not 1 <= part <= count <= PARTS or len(data) > LINE:
-            raise ValueError("not a part of a profile")
-        # Now it is the last; the first is the one that was silent for longest.
-        profile = self.open.pop(key, None) or OpenProfile(count, sha256)
-        self.open[key] = profile
-        if (profile.count, profile.sha256) != (count, sha256):
-            raise ValueError("not a part of this profile")
-        profile.parts[part] = data
-        if len(profile.parts) == count:
-            del self.open[key]
-            self.profiles[key] = self.complete(key, profile)
-        elif len(self.open) > OPEN_PROFILES:
-            del self.open[next(iter(self.open))]
+        parts = self.parts[key]
+        parts[_number(record["part"])] = _text(record["data"])
+        row["seconds"] = _number(record["seconds"])
+        if match := TIME_OF_DAY.search(line):
+            row["time"] = match[0].decode()
+        if len(parts) == _number(record["parts"]):
+            stats = _unpack("".join(part for _, part in sorted(parts.items())))
+            slowest = sorted(stats.items(), key=lambda item: -item[1][2])[:3]
+            row["slowest"] = [[name, times[2]] for (_, _, name), times in slowest]
+            row["complete"] = True
+            del self.parts[key]
+            if self.folder:
+                # The name comes from a log, and must not lead out of the folder.
+                name = re.sub(
+                    r"[^A-Za-z0-9_.-]", "_", f"{key[0][0][:100]}-{key[1][:20]}"
+                )
+                path = self.folder / f"{name}.pstats"
+                path.write_bytes(marshal.dumps(stats))
 
-    def complete(self, key: tuple[str, str], profile: OpenProfile) -> bool:
-        """Check a profile and write it. Raises OSError."""
-        data = "".join(data for _, data in sorted(profile.parts.items()))
-        try:
-            packed = base64.b64decode(data, validate=True)
-            if hashlib.sha256(packed).hexdigest() != profile.sha256:
-                return False
-            stats = marshal.dumps(_unpack(packed)) if self.folder else b""
-        except (ValueError, TypeError, IndexError, RecursionError, zlib.error):
-            return False
-        if self.folder:
-            # The name comes from a log, and must not lead out of the folder.
-            name = re.sub(r"[^A-Za-z0-9_.]", "_", key[0])[:100]
-            self.written[key] = self.folder / f"{name}-{key[1]}.pstats"
-            self.written[key].write_bytes(stats)
-        return True
-
-    def figures(self, sort: str, top: int | None) -> dict[str, list[Any]]:
+    def figures(self, sort: str, top: int | None) -> dict[str, list[Record]]:
         """What --json prints. A table without the figure `sort` has its usual order."""
-        times = [
-            {"name": name, **times.figures()} for name, times in self.times.items()
-        ]
-        caches: list[dict[str, Any]] = [
-            {
-                "name": name,
-                "maxsize": size,
-                "calls": sums["calls"],
-                "distinct": sums["distinct"],
-                "hit_ratio": sums["hits"] / max(sums["calls"], 1),
-                "hit_ratio_unbounded": sums["hits_unbounded"] / max(sums["calls"], 1),
-                "total": sums["total"],
-                "saved": sums["saved"],
-            }
-            for (name, size), sums in self.caches.items()
-        ]
-        profiles = [
-            {"name": name, "id": profile_id, "complete": complete}
-            for (name, profile_id), complete in self.profiles.items()
-        ]
-        times.sort(key=lambda row: row.get(sort, row["total"]), reverse=True)
-        caches.sort(key=lambda row: row.get(sort, row["saved"]), reverse=True)
-        return {"functions": times[:top], "caches": caches[:top], "profiles": profiles}
 
-    def tables(self, figures: dict[str, list[Any]]) -> Iterator[str]:
-        """The same for people."""
-        rows = [["calls", "total", "mean", "p50", "p95", "max", "errors", "CPU"]]
-        rows[0].append("function")
-        for row in figures["functions"]:
-            times = self.times[row["name"]]
-            keys: tuple[str, ...] = ("total", "mean", "p50", "p95", "max")
-            cpu = f"{times.cpu / times.cpu_of:.0%}" if times.cpu_of else "-"
-            name = _printable(row["name"]) + " *" * times.partly
-            durations = (_duration(row[key]) for key in keys)
-            rows.append([str(row["calls"]), *durations, str(row["errors"]), cpu, name])
-        yield from _table("functions", rows)
-        if any(self.times[row["name"]].partly for row in figures["functions"]):
+        def rows(table: str, *keys: str) -> list[Record]:
+            rows = self.sums[table].items()
+            return [{**dict(zip(keys, key)), **counts} for key, counts in rows]
+
+        figures = {
+            "sampling": rows("sampling"),
+            "sampled_functions": self.shares(
+                lambda line: line.rpartition(":")[0] + ")"
+            ),
+            "sampled_lines": self.shares(str),
+            "functions": [
+                {**dict(zip(PLACE, key)), **times.figures()}
+                for key, times in self.times.items()
+            ],
+            "caches": rows("caches", *PLACE, "maxsize"),
+            "profiles": [
+                {**dict(zip(PLACE, key)), "id": profile_id, **row}
+                for (key, profile_id), row in self.profiles.items()
+            ],
+            "skipped": rows("skipped", *PLACE, "reason"),
+        }
+        for row in figures["caches"]:
+            for key in ("hits", "hits_unbounded"):
+                row[f"{key}_share"] = row[key] / max(row["calls"], 1)
+        for name, usual in SORTED_BY.items():
+            keys = (sort, f"{sort}_share", usual)
+            figures[name].sort(key=lambda row: -next(row[k] for k in keys if k in row))
+            figures[name] = figures[name][:top]
+        return figures
+
+    def shares(self, part_of: Callable[[str], str]) -> list[Record]:
+        """In which share of the samples a thread was where."""
+        rows: dict[str, Counter[str]] = defaultdict(Counter)
+        for (waiting, stack), n in self.stacks.items():
+            parts = [*map(part_of, stack)]
+            for part in set(parts):
+                rows[part]["waiting" if waiting else "total"] += n
+            rows[parts[-1]]["own"] += 0 if waiting else n
+        samples = self.sums["sampling"].get((), Counter())["samples"] or math.inf
+        keys = ("own", "total", "waiting")
+        return [
+            {f"{key}_share": counts[key] / samples for key in keys} | {"frame": frame}
+            for frame, counts in rows.items()
+        ]
+
+    def collapsed(self) -> str:
+        """The input of flamegraph.pl; waiting threads stand on a frame of their own."""
+        return "".join(
+            _printable(";".join(["(waiting)"] * waiting + [*stack])) + f" {n}\n"
+            for (waiting, stack), n in self.stacks.items()
+        )
+
+
+def _unpack(data: str) -> dict[Any, Any]:
+    """The table of a profile. What is cut off or changed raises one of DAMAGE."""
+    packed = base64.b64decode(data, validate=True)
+    table = json.loads(zlib.decompressobj().decompress(packed, MAX_PROFILE_SIZE))
+    return {
+        (file, line, name): (*times, {tuple(c[:3]): tuple(c[3:]) for c in callers})
+        for file, line, name, *times, callers in table
+    }
+
+
+# --- tables ---------------------------------------------------------------------------
+
+SORTED_BY = {
+    "sampled_functions": "own_share",
+    "sampled_lines": "own_share",
+    "functions": "total",
+    "caches": "saved",
+}
+COLUMNS = {
+    "sampled_functions": "own_share total_share waiting_share frame",
+    "sampled_lines": "own_share total_share waiting_share frame",
+    "functions": "calls total mean p50 p95 max errors cpu_share inside_share function",
+    "caches": "calls distinct unhashable hits_share hits_unbounded_share total saved"
+    " maxsize function",
+    "profiles": "id time seconds function",
+    "skipped": "calls reason function",
+}
+
+
+def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
+    """What --json prints, for people."""
+    for row in figures["sampling"]:
+        yield (
+            f"{row['samples']:,} samples in {_cell(row['seconds'])}, {row['missed']:,} "
+            f"missed, {row['rest']:,} rare stacks left out; they took "
+            f"{row['cpu'] / max(row['seconds'], 0.01):.2%} of a processor\n"
+        )
+    for name, columns in COLUMNS.items():
+        if not figures[name]:
+            continue
+        places = {tuple(row.get(k) for k in PLACE) for row in figures[name]}
+        names = Counter(name for name, _, _ in places)
+        rows = [[column.removesuffix("_share") for column in columns.split()]]
+        for row in figures[name]:
+            if "name" in row:
+                row = row | {"function": _label(row, names[row["name"]] > 1)}
+            rows.append([_cell(row.get(key), key) for key in columns.split()])
+        widths = [max(map(len, column)) for column in zip(*rows)][:-1]
+        yield f"== {name.replace('_', ' ')}"
+        for cells in rows:
+            yield "  ".join([*map(str.rjust, cells, widths), cells[-1]])
+        yield ""
+        if any(row.get("partly") for row in figures[name]):
             yield "* without the calls that were faster than slower_than=\n"
 
-        rows = [["calls", "distinct", "unhashable", "hits", "unbounded", "total"]]
-        rows[0] += ["saved", "maxsize", "function"]
-        for row in figures["caches"]:
-            unhashable = self.caches[row["name"], row["maxsize"]]["unhashable"]
-            counts = (str(row["calls"]), str(row["distinct"]), str(unhashable))
-            keys = ("hit_ratio", "hit_ratio_unbounded")
-            ratios = (f"{row[key]:.1%}" for key in keys)
-            times_ = (_duration(row["total"]), _duration(row["saved"]))
-            name = _printable(row["name"])
-            rows.append([*counts, *ratios, *times_, str(row["maxsize"]), name])
-        yield from _table("cache candidates", rows)
 
-        rows = [["id", "function"]]
-        for row in figures["profiles"]:
-            path = self.written.get((row["name"], row["id"]), "")
-            state = path if row["complete"] else "(damaged or incomplete)"
-            rows.append([row["id"], _printable(f"{row['name']}  {state}".rstrip())])
-        yield from _table("profiles", rows)
+def _label(row: Record, ambiguous: bool) -> str:
+    place = f" ({row['file']}:{row['line']})" if ambiguous else ""
+    label: str = row["name"] + place + " *" * row.get("partly", False)
+    if "complete" in row:
+        slowest = [f"{_cell(seconds)} {name}" for name, seconds in row["slowest"]]
+        label += ": " + (", ".join(slowest) or "damaged or incomplete")
+    return label
 
 
-def _table(title: str, rows: list[list[str]]) -> Iterator[str]:
-    """Columns of figures, aligned to the right, and a last one of names."""
-    if len(rows) > 1:
-        widths = [max(map(len, column)) for column in zip(*rows)][:-1]
-        yield f"== {title}"
-        for row in rows:
-            yield "  ".join([*map(str.rjust, row, widths), row[-1]])
-        yield ""
+def _cell(value: Any, key: str = "") -> str:
+    if isinstance(value, float):
+        return f"{value:.1%}" if key.endswith("_share") else _duration(value)
+    return "-" if value is None else _printable(str(value))
 
 
 def _duration(seconds: float) -> str:
@@ -1294,45 +1370,38 @@ def _printable(text: str) -> str:
 # --- the command line -----------------------------------------------------------------
 
 DEMO = '''\
-"""A small shop with its suspects decorated."""
+"""A small shop, sampled and with its suspects decorated."""
 
 import asyncio
 import logging
 import time
 
-from decorators import cache_profile, profile, timeit
-
-form = "%(asctime)s %(levelname)s %(message)s"
-logging.basicConfig(filename="shop.log", level=logging.INFO, format=form)
+from decorators import cache_profile, profile, start_sampling, timeit
 
 
 @timeit
 @cache_profile(maxsize=16)
 def exchange_rate(currency):
-    """Asks a slow service about the same few currencies all the time."""
-    time.sleep(0.004)
+    time.sleep(0.004)  # asks a slow service, the same few things all the time
     return {"EUR": 1.0, "USD": 1.1, "JPY": 160.0}[currency]
 
 
 @timeit(every=60)
 def tax(cents):
-    """Is quick, but called very often."""
-    return cents * 19 // 100
+    return cents * 19 // 100  # is quick, but called very often
 
 
 @timeit
 def invoice(order):
-    """Computes rather than waits."""
     return sum(tax(cents) for cents in range(order * 100))
 
 
 @timeit(slower_than=0.03)
 async def ship(order):
-    """Waits, and with every twentieth order for long."""
-    await asyncio.sleep(0.002 if order % 20 else 0.04)
+    await asyncio.sleep(0.002 if order % 20 else 0.04)  # is sometimes slow
 
 
-@profile(slower_than=0.04)
+@profile(slower_than=0.04, every=0.5)
 async def handle(order):
     exchange_rate(("EUR", "USD", "JPY")[order % 3])
     invoice(order)
@@ -1340,6 +1409,9 @@ async def handle(order):
 
 
 async def main():
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(filename="shop.log", level=logging.INFO, format=form)
+    start_sampling()
     for order in range(1, 61):
         logging.info("order %d", order)
         await handle(order)
@@ -1354,98 +1426,83 @@ def run_demo() -> str:
     folder = Path(tempfile.mkdtemp(prefix="decorators-demo-"))
     shutil.copy(__file__, folder / "decorators.py")
     (folder / "shop.py").write_text(DEMO, encoding="utf-8")
-    subprocess.run([sys.executable, "shop.py"], cwd=folder, check=True)
-    _say(f"ran {folder / 'shop.py'}, this is what {folder / 'shop.log'} says:")
+    # In a session of its own Ctrl-C does not reach it, and run() ends it.
+    command = [sys.executable, "shop.py"]
+    subprocess.run(command, cwd=folder, check=True, start_new_session=True)
+    _print_error(f"ran {folder / 'shop.py'}, this is what {folder / 'shop.log'} says:")
     return str(folder / "shop.log")
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     print(f"decorators.py: {_printable(text)}", file=sys.stderr)
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Find the slow functions in what timeit, cache_profile and profile "
-        "have logged.",
+        description="Find the slow functions in what sampling, timeit, cache_profile "
+        "and profile have logged.",
         epilog="exit status: 0 something was found, 1 nothing was, 2 bad arguments or "
         "a file that could not be read or written, 130 interrupted",
     )
     add = parser.add_argument
     add("log", nargs="*", metavar="LOG", help="plain or gzip; - for standard input")
-    sorts = ("total", "mean", "p95", "max", "calls", "saved")
-    add(
-        "--sort",
-        choices=sorts,
-        default="",
-        help="default: functions by total, caches by saved",
-    )
+    orders = ["own", "total", "waiting", "mean", "p95", "max", "calls", "saved"]
+    usual = "samples by own, functions by total, caches by saved"
+    add("--sort", choices=orders, default="", help=f"default: {usual}")
     add("--json", action="store_true", help="for machines, times in seconds")
     add("--pstats", type=Path, metavar="FOLDER", help="write the profiles there")
-    add("--top", type=_positive, metavar="N", help="the first N functions and caches")
+    add("--collapsed", type=Path, metavar="FILE", help="write the sampled stacks there")
+    add("--top", type=int, metavar="N", help="rows of a table (default: 20)")
     add("--demo", action="store_true", help="decorate, run and report a small program")
     args = parser.parse_args(argv)
     if bool(args.log) == args.demo:
         parser.error("give one or more logs, or --demo alone")
+    if args.top is not None and args.top < 1:
+        parser.error("--top must be 1 or more")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _report(args)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # `| head` has seen enough; the flush at exit must not fail once more.
-        _discard_output()
-        return 0
-    except OSError as error:  # such as a full disk
-        _discard_output()
-        _say(f"standard output: {error.strerror}")
+    except (OSError, subprocess.SubprocessError) as error:
+        # What is left in the buffer must not fail once more at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            return 0
+        _print_error(str(error))
         return 2
-
-
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(args: argparse.Namespace) -> int:
     status = 0
-    try:
-        report = Report(args.pstats)
-        logs = [run_demo()] if args.demo else args.log
-    except (OSError, subprocess.SubprocessError) as error:
-        _say(_reason(error))
-        return 2
-    for log in logs:
+    report = Report(args.pstats)
+    for log in [run_demo()] if args.demo else args.log:
         try:
             for line in read_log(log):
                 report.read(line)
         except (OSError, EOFError, zlib.error) as error:
-            _say(f"{log}: {getattr(error, 'strerror', None) or error}")
+            _print_error(f"{log}: {getattr(error, 'strerror', None) or error}")
             status = 2
     if report.damaged:
-        _say(f"damaged lines left out: {report.damaged}")
-    for (name, profile_id), complete in report.profiles.items():
-        if not complete:
-            _say(f"profile {profile_id} of {name} is damaged or incomplete")
-    figures = report.figures(args.sort, args.top)
+        _print_error(f"damaged lines left out: {report.damaged}")
+    if args.collapsed:
+        args.collapsed.write_text(report.collapsed(), encoding="utf-8")
+    figures = report.figures(args.sort, args.top or (None if args.json else 20))
+    for row in figures["profiles"]:
+        if not row["complete"]:
+            _print_error(
+                f"profile {row['id']} of {row['name']} is damaged or incomplete"
+            )
     if args.json:
         print(json.dumps(figures, indent=2), flush=True)
     else:
-        print(*report.tables(figures), sep="\n", end="", flush=True)
+        print(*tables(figures), sep="\n", end="", flush=True)
     if not any(figures.values()):
-        _say("nothing found of timeit, cache_profile or profile")
-    return status or int(not any(figures.values()))
+        _print_error("no lines from timeit, cache_profile, profile or sampling found")
+        return status or 1
+    return status
 
 
 if __name__ == "__main__":

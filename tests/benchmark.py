@@ -20,6 +20,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,8 @@ from PIL import Image, ImageChops, ImageOps, JpegImagePlugin
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import wrap_everything
 
 import decorators
 import json_compare
@@ -515,6 +518,8 @@ def slow_functions() -> Iterator[Row]:
         lambda: cProfile.Profile().runcall(request),
     )
     yield Row("profile / bare cProfile, 0.1 s", f"{ratio:.2f} x", "<= 1.1 x")
+    yield from logging_a_profile(loud)
+    yield from sampling()
 
     with tempfile.TemporaryDirectory() as folder:
         for what, share in (("a line of ours in five", 5), ("nothing but ours", 1)):
@@ -532,6 +537,160 @@ def slow_functions() -> Iterator[Row]:
                 f"{after / before:.2f} x",
                 "1 x",
             )
+
+
+def logging_a_profile(logger: logging.Logger) -> Iterator[Row]:
+    """What a profile of some 350 functions costs its caller and its log."""
+    scope: dict[str, Any] = {}
+    for number in range(350):
+        exec(f"def function_{number}(): pass", scope)  # noqa: S102
+    functions = [value for name, value in scope.items() if "function" in name]
+    written: list[int] = []
+
+    class Counting(logging.NullHandler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            written.append(len(record.getMessage()))
+            return True
+
+    def request() -> None:
+        for function in functions:
+            function()
+
+    bare = [seconds(lambda: cProfile.Profile().runcall(request)) for _ in range(9)]
+    profiled = decorators.profile(logger=logger)(request)
+    took = [seconds(profiled) for _ in range(9)]
+    ms = (statistics.median(took) - statistics.median(bare)) * 1e3
+    yield Row("to log a profile of 350 functions takes", f"{ms:.1f} ms", "-")
+    logger.addHandler(Counting())
+    profiled()
+    yield Row("and so much of the log", f"{sum(written) / 1000:.0f} KB", "-")
+
+
+# Half of the threads wait, the others work 10 times a second each, 15 calls deep.
+TWENTY_THREADS = """
+import logging, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import decorators
+
+def work(depth):
+    if depth:
+        return work(depth - 1)
+    sum(range(1000))
+    time.sleep(0.1)
+
+def loop():
+    while True:
+        work(15)
+
+logging.basicConfig(filename=sys.argv[2], level=logging.INFO, format="%(message)s")
+for _ in range(10):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    threading.Thread(target=loop, daemon=True).start()
+if sys.argv[3] == "sampled":
+    decorators.start_sampling()
+start = time.process_time()
+time.sleep(5)
+print(time.process_time() - start)
+"""
+# Known shares: 4, 2 and 1 of 7, in pieces of some 20 ms, beside two waiting threads.
+SHARES = """
+import logging, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import decorators
+
+def spin(n):
+    while n:
+        n -= 1
+
+def four():
+    spin(800_000)
+
+def two():
+    spin(400_000)
+
+def one():
+    spin(200_000)
+
+logging.basicConfig(filename=sys.argv[2], level=logging.INFO, format="%(message)s")
+decorators.start_sampling()
+for _ in range(2):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+end = time.monotonic() + 15
+while time.monotonic() < end:
+    four(), two(), one()
+"""
+
+
+def sampling() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+
+        def processor_seconds(how: str) -> float:
+            command = [sys.executable, "-c", TWENTY_THREADS, str(ROOT), str(log), how]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            return float(done.stdout) / 5
+
+        costs = [
+            processor_seconds("sampled") - processor_seconds("bare") for _ in "123"
+        ]
+        share = f"{statistics.median(costs):.2%}"
+        yield Row("sampling 20 threads takes of a processor", share, "<= 2 %")
+        yield Row(
+            "and logs a minute", f"{log.stat().st_size / 3 * 12 / 1000:.0f} KB", "-"
+        )
+
+        if spy := shutil.which("py-spy"):
+            log.unlink()
+            program = [sys.executable, "-c", SHARES, str(ROOT), str(log)]
+            out = Path(folder, "spy")
+            options = ["--format", "raw", "--rate", "100", "--output", str(out)]
+            command = [spy, "record", *options, "--", *program]
+            subprocess.run(command, capture_output=True, check=True)
+            report = decorators.Report(None)
+            for line in decorators.read_log(str(log)):
+                report.read(line)
+            ours = [
+                line for line in report.collapsed().splitlines() if "(wait" not in line
+            ]
+            for name, share_of in (("four", 4 / 7), ("two", 2 / 7), ("one", 1 / 7)):
+                shares = [
+                    total(stacks, f"{name} (") / total(stacks, "spin (")
+                    for stacks in (ours, out.read_text().splitlines())
+                ]
+                what = (
+                    f"of the samples in {name}(), truly {share_of:.1%}: ours / py-spy"
+                )
+                yield Row(what, " / ".join(f"{share:.1%}" for share in shares), "-")
+
+
+def total(stacks: list[str], part: str) -> int:
+    """Samples of those collapsed stacks that contain it."""
+    return sum(int(stack.rpartition(" ")[2]) for stack in stacks if part in stack)
+
+
+def wrapped_library() -> Iterator[Row]:
+    """The tests of h11, every function of which is decorated."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        options = ["--no-deps", "--no-binary", ":all:", "--dest", folder]
+        subprocess.run([*pip, "download", *options, "h11==0.16.0"], check=True)
+        (sdist,) = Path(folder).iterdir()
+        shutil.unpack_archive(sdist, folder)
+        library = Path(folder, "h11-0.16.0")
+        for decorator in ("", *wrap_everything.DECORATORS):
+            plugin = ["-p", "wrap_everything"] if decorator else []
+            tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+            paths = os.pathsep.join([str(library), str(ROOT / "tests")])
+            names = {"LIBRARY": "h11", "DECORATOR": decorator, "PYTHONPATH": paths}
+            done = subprocess.run(
+                [*tests, *plugin, str(library)],
+                env={**os.environ, **names},
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            result = done.stdout.splitlines()[-1].partition(" in ")[0]
+            yield Row(f"tests of h11, {decorator or 'bare'}", result, "all passed")
 
 
 def write_log(path: Path, size: int, share: int) -> None:
@@ -751,6 +910,7 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "json": json_documents,
     "images": images,
     "decorators": slow_functions,
+    "wrapped": wrapped_library,
     "red_stats": red_stats,
 }
 
