@@ -723,7 +723,7 @@ def red_stats_matcher() -> Iterator[Row]:
         matcher = names["Matcher"]()
         for number in range(subscriptions):
             matcher.change(1, number, 1, 9_000 + number % 1_000, 0)
-        return lambda: [matcher.image(1, 10, red) for red in reds]
+        return lambda: [matcher.image(1, 10, red, 10) for red in reds]
 
     ratio = median_ratio(images(1_000), images(10))
     yield Row(
