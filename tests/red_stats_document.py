@@ -88,6 +88,12 @@ def as_parameter(kind: str, value: Any) -> str:
     return str(value)
 
 
+def as_texts(statement: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that the statement declares."""
+    declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
+    return {name: as_parameter(kind, parameters[name]) for name, kind in declared}
+
+
 class ClickHouse:
     """Runs the document's statements by name in a chDB session."""
 
@@ -109,12 +115,16 @@ class ClickHouse:
         lines = [json.dumps({**row, "at": rfc3339(row["at"])}) for row in rows]
         answer: list[list[Any]] = []
         for statement in self.statements[name]:
-            declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
-            texts = {
-                name: as_parameter(kind, parameters[name]) for name, kind in declared
-            }
+            texts = as_texts(statement, parameters)
             answer = self.query("\n".join([statement, *lines]), **texts)
         return answer
+
+    def selected(self, name: str, /, **parameters: Any) -> list[list[Any]]:
+        """What the INSERT … SELECT `name` reads, without writing it."""
+        (statement,) = self.statements[name]
+        into, select = statement.split("\n", 1)
+        assert into.startswith("INSERT INTO") and select.startswith("SELECT")
+        return self.query(select, **as_texts(statement, parameters))
 
     def fresh(self, database: str) -> None:
         """Make `database` anew with the document's schema, and use it."""
