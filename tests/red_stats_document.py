@@ -100,6 +100,7 @@ class ClickHouse:
     def __init__(self, session: Any) -> None:
         self.session = session
         self.statements = clickhouse_statements()
+        self.made: set[str] = set()
 
     def query(self, sql: str, **parameters: str) -> list[list[Any]]:
         answer = self.session.query(sql, "JSONCompactEachRow", params=parameters)
@@ -133,11 +134,25 @@ class ClickHouse:
         self.query(f"USE {database}")
         self.run("schema")
 
+    def emptied(self, database: str) -> None:
+        """The same, cheaper, if the database was made by `fresh` before."""
+        if database not in self.made:
+            self.fresh(database)
+            self.made.add(database)
+        for table in ("events", "histograms", "progress", "erased"):
+            self.query(f"TRUNCATE TABLE {database}.{table}")
+
     def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
         """The two numbers, asked for as the API does: watermark first, then statistics."""
         ((done, _),) = self.run("watermark")
-        times: dict[str, Any] = {"from": since, "to": until, "done": milliseconds(done)}
-        ((images, redder),) = self.run(
-            "statistics", client=client, above=above, **times
+        rows = self.run(
+            "statistics",
+            client=client,
+            above=above,
+            step="all",
+            done=milliseconds(done),
+            to=until,
+            **{"from": since},
         )
+        ((_, images, redder),) = rows or [[None, 0, 0]]
         return int(images), int(redder)

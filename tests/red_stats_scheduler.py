@@ -91,25 +91,30 @@ class World:
         self.random = Random(seed)
         self.engine = engine
         self.names = names
-        self.now = START + DAY + self.random.randrange(18, 24) * HOUR
+        self.now = START + DAY + self.random.randrange(22 * HOUR, 25 * HOUR)
         self.skew = 0
         self.depth = 0
+        # Every seed has its own mood, so that rare things come together in some of them.
+        self.dying = self.random.choice((0.0, 0.03, 0.1))
+        self.mingling = self.random.choice((0.0, 0.15, 0.3))
+        self.weights = [self.random.choice((1, 2, 4)) for _ in range(11)]
         self.zombies: list[Zombie] = []
         self.images: list[Image] = []
         self.erased: dict[int, int] = {}  # client -> when
-        # Two servers with the same partitions, or with a partition each.
-        self.replicas = self.random.random() < 0.6
+        # One server; a pair with the same log; or one server for each half of the log.
         self.logs: dict[int, list[Record]] = {0: [], 1: []}
-        if self.replicas:
-            both = (0, 1) if self.random.random() < 0.2 else (0,)
-            self.servers = [Server("a", both), Server("b", both)]
-            if both == (0,):
-                del self.logs[1]
-        else:
+        shape = self.random.choice(("one", "one", "pair", "halves"))
+        self.halves = shape == "halves"
+        if self.halves:
             self.servers = [Server("a", (0,)), Server("b", (1,))]
-        begin = self.now // HOUR * HOUR - self.random.randrange(3) * HOUR
+        else:
+            partitions = self.random.choice(((0,), (0,), (0, 1)))
+            self.logs = {partition: [] for partition in partitions}
+            names_of_servers = "a" if shape == "one" else "ab"
+            self.servers = [Server(name, partitions) for name in names_of_servers]
+        begin = self.now // HOUR * HOUR
         for server in self.servers:
-            engine.fresh(server.database)
+            engine.emptied(server.database)
             for partition in server.partitions:
                 progress = {"done": begin, "as_of": self.now - HOUR, "built": 0}
                 self.execute(
@@ -145,7 +150,7 @@ class World:
 
         def pause(left: Zombie | None) -> None:
             self.others()
-            if process.dead or self.random.random() < 0.03:
+            if process.dead or self.random.random() < self.dying:
                 process.dead = True
                 if left and self.random.random() < 0.8:
                     self.zombies.append(left)
@@ -171,31 +176,30 @@ class World:
 
     def others(self) -> None:
         """Between two steps of a counter, now and then somebody else does something."""
-        if self.depth < 2 and self.random.random() < 0.15:
+        if self.depth < 2 and self.random.random() < self.mingling:
             self.depth += 1
             self.step()
             self.depth -= 1
 
     def step(self) -> None:
-        actions: list[tuple[int, Callable[[], None]]] = [
-            (5, self.wait),
-            (6, self.send),
-            (6, self.take),
-            (3, self.save),
-            (3, self.close),
-            (2, self.read),
-            (2, self.continue_zombie),
-            (1, self.crash),
-            (1, self.change_leader),
-            (1, self.renew_routes),
+        actions: list[tuple[float, Callable[[], None]]] = [
+            (3, self.wait),
+            (4, self.send),
+            (4, self.take),
+            (2, self.save),
+            (1, self.close),
+            (1, self.read),
+            (1, self.continue_zombie),
+            (0.5, self.crash),
+            (0.5, self.change_leader),
+            (0.5, self.renew_routes),
+            (0.1, self.erase),
         ]
-        if self.random.random() < 0.02:
-            self.erase()
-        weights, choices = zip(*actions, strict=True)
-        self.random.choices(choices, weights)[0]()
+        weights = [a * b for (a, _), b in zip(actions, self.weights, strict=True)]
+        self.random.choices([action for _, action in actions], weights)[0]()
 
     def wait(self) -> None:
-        self.now += self.random.choice((1, 700, 5_000, 600_000, HOUR // 2, 2 * HOUR))
+        self.now += self.random.choice((1, 700, 5_000, 600_000, 40 * 60_000))
 
     def send(self) -> None:
         """RED sends new images, late ones among them, or some that it had sent."""
@@ -327,9 +331,7 @@ class World:
     def read(self, exact: bool = False) -> None:
         """Ask one server of a pair, or sum over both pairs, and compare."""
         random = self.random
-        asked = self.servers
-        if self.replicas:
-            asked = [random.choice(self.servers)]
+        asked = self.servers if self.halves else [random.choice(self.servers)]
         client = random.choice(CLIENTS)
         unit = random.choice((1, HOUR, DAY))
         since = START - DAY + random.randrange(3 * DAY) // unit * unit
@@ -377,10 +379,12 @@ class World:
     def finish(self) -> None:
         """Everybody catches up; what still runs ends; then everything must be exact."""
         self.depth = 2  # nobody acts in between any more
-        self.now += 3 * HOUR
+        self.now += 70 * 60_000
         self.skew = 0
         while self.zombies and self.random.random() < 0.7:
             self.continue_zombie()
+        if not self.halves:
+            self.servers = [self.random.choice(self.servers)]
         for server in self.servers:
             server.process = None
             counter = self.names["Counter"](self.plain_runner(server))
@@ -392,18 +396,13 @@ class World:
             counter.save()
         while self.zombies:
             self.continue_zombie()
-        for _ in range(3):
+        for _ in range(2):
             self.read(exact=True)
-        digests = []
-        for server in self.servers:
-            ((done, _),) = self.execute(server, "watermark")
-            for day in (START, START + DAY):
-                times = {"day": day, "done": milliseconds(done)}
-                if found := self.execute(server, "audit", **times):
-                    raise WrongError(f"the audit of {server.database} finds {found}")
-            digests.append(self.execute(server, "digest", day=START + DAY))
-        if self.replicas and digests[0] != digests[1]:
-            raise WrongError(f"two servers of a pair differ: {digests}")
+        server = self.random.choice(self.servers)
+        ((done, _),) = self.execute(server, "watermark")
+        day = self.random.choice((START, START + DAY))
+        if found := self.execute(server, "audit", day=day, done=milliseconds(done)):
+            raise WrongError(f"the audit of {server.database} finds {found}")
 
     def plain_runner(self, server: Server) -> Callable[..., Any]:
         return lambda name, /, **parameters: self.execute(server, name, **parameters)
