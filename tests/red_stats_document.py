@@ -88,12 +88,19 @@ def as_parameter(kind: str, value: Any) -> str:
     return str(value)
 
 
+def as_texts(statement: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that the statement declares."""
+    declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
+    return {name: as_parameter(kind, parameters[name]) for name, kind in declared}
+
+
 class ClickHouse:
     """Runs the document's statements by name in a chDB session."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
         self.statements = clickhouse_statements()
+        self.made: set[str] = set()
 
     def query(self, sql: str, **parameters: str) -> list[list[Any]]:
         answer = self.session.query(sql, "JSONCompactEachRow", params=parameters)
@@ -109,12 +116,16 @@ class ClickHouse:
         lines = [json.dumps({**row, "at": rfc3339(row["at"])}) for row in rows]
         answer: list[list[Any]] = []
         for statement in self.statements[name]:
-            declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
-            texts = {
-                name: as_parameter(kind, parameters[name]) for name, kind in declared
-            }
+            texts = as_texts(statement, parameters)
             answer = self.query("\n".join([statement, *lines]), **texts)
         return answer
+
+    def selected(self, name: str, /, **parameters: Any) -> list[list[Any]]:
+        """What the INSERT … SELECT `name` reads, without writing it."""
+        (statement,) = self.statements[name]
+        into, select = statement.split("\n", 1)
+        assert into.startswith("INSERT INTO") and select.startswith("SELECT")
+        return self.query(select, **as_texts(statement, parameters))
 
     def fresh(self, database: str) -> None:
         """Make `database` anew with the document's schema, and use it."""
@@ -123,11 +134,25 @@ class ClickHouse:
         self.query(f"USE {database}")
         self.run("schema")
 
+    def emptied(self, database: str) -> None:
+        """The same, cheaper, if the database was made by `fresh` before."""
+        if database not in self.made:
+            self.fresh(database)
+            self.made.add(database)
+        for table in ("events", "histograms", "progress", "erased"):
+            self.query(f"TRUNCATE TABLE {database}.{table}")
+
     def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
         """The two numbers, asked for as the API does: watermark first, then statistics."""
         ((done, _),) = self.run("watermark")
-        times: dict[str, Any] = {"from": since, "to": until, "done": milliseconds(done)}
-        ((images, redder),) = self.run(
-            "statistics", client=client, above=above, **times
+        rows = self.run(
+            "statistics",
+            client=client,
+            above=above,
+            step="all",
+            done=milliseconds(done),
+            to=until,
+            **{"from": since},
         )
+        ((_, images, redder),) = rows or [[None, 0, 0]]
         return int(images), int(redder)

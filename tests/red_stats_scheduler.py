@@ -1,0 +1,460 @@
+"""Deterministic simulation of red_stats_design.md: its own statements under seeded interleavings.
+
+A seed decides everything: which images are sent, how often and how late; when the clocks of
+brokers differ; when counters take, close, save and crash, between which two steps, and what
+they leave running; who reads where. Every answer is compared with a count by brute force.
+
+    python tests/red_stats_scheduler.py --seeds 2000 --jobs 2
+"""
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from red_stats_document import ClickHouse, milliseconds, rfc3339, run_python
+
+START = 1_772_323_200_000  # 2026-03-01T00:00:00Z
+HOUR = 3_600_000
+DAY = 24 * HOUR
+CLIENTS = (81, 7)
+REDS = (0, 4199, 4200, 4201, 10_000)
+STEPS = 30
+
+
+class WrongError(Exception):
+    """The design broke a promise."""
+
+
+class CrashError(Exception):
+    """A counter's process died; what it had asked the server for goes on."""
+
+
+class Image(NamedTuple):
+    client: int
+    at: int
+    image_id: str
+    red: int
+
+
+class Record(NamedTuple):
+    """A message in the log. Time is true time, `stamp` what the broker's clock said."""
+
+    time: int
+    stamp: int
+    message: dict[str, Any]
+
+
+@dataclass
+class Zombie:
+    """A statement whose process is dead. `rows`: it has read already, and not yet written."""
+
+    server: "Server"
+    name: str
+    parameters: dict[str, Any]
+    rows: list[list[Any]] | None = None
+
+
+@dataclass
+class Process:
+    """A counter and its two threads, one of which takes and saves while the other closes."""
+
+    server: "Server"
+    counter: Any = None
+    dead: bool = False
+    busy: set[str] = field(default_factory=set)
+
+
+@dataclass
+class Server:
+    """A ClickHouse server: a database. Its log is that of its `partitions`."""
+
+    database: str
+    partitions: tuple[int, ...]
+    process: Process | None = None
+    watermark: tuple[int, int] | None = None
+
+
+class World:
+    """Everything that one seed decides."""
+
+    def __init__(self, seed: int, engine: ClickHouse, names: dict[str, Any]) -> None:
+        self.random = Random(seed)
+        self.engine = engine
+        self.names = names
+        self.now = START + DAY + self.random.randrange(22 * HOUR, 25 * HOUR)
+        self.skew = 0
+        self.depth = 0
+        # Every seed has its own mood, so that rare things come together in some of them.
+        self.dying = self.random.choice((0.0, 0.03, 0.1))
+        self.mingling = self.random.choice((0.0, 0.15, 0.3))
+        self.weights = [self.random.choice((1, 2, 4)) for _ in range(11)]
+        self.zombies: list[Zombie] = []
+        self.images: list[Image] = []
+        self.erased: dict[int, int] = {}  # client -> when
+        # One server; a pair with the same log; or one server for each half of the log.
+        self.logs: dict[int, list[Record]] = {0: [], 1: []}
+        shape = self.random.choice(("one", "one", "pair", "halves"))
+        self.halves = shape == "halves"
+        if self.halves:
+            self.servers = [Server("a", (0,)), Server("b", (1,))]
+        else:
+            partitions = self.random.choice(((0,), (0,), (0, 1)))
+            self.logs = {partition: [] for partition in partitions}
+            names_of_servers = "a" if shape == "one" else "ab"
+            self.servers = [Server(name, partitions) for name in names_of_servers]
+        begin = self.now // HOUR * HOUR
+        for server in self.servers:
+            engine.emptied(server.database)
+            for partition in server.partitions:
+                progress = {"done": begin, "as_of": self.now - HOUR, "built": 0}
+                self.execute(
+                    server, "save", partition=partition, next_offset=0, **progress
+                )
+        # RED's ingest nodes, the second of which may have an old copy of the routes.
+        routes = names["Routes"](
+            epochs=[(0, 1)], spread={}, valid_to=self.now + 600_000
+        )
+        self.routes = [routes, routes]
+
+    # --- Running a statement ----------------------------------------------------------
+
+    def execute(self, server: Server, name: str, /, **parameters: Any) -> Any:
+        self.engine.query(f"USE {server.database}")
+        return self.engine.run(name, **parameters)
+
+    def read_first(self, zombie: Zombie) -> None:
+        """The first half of an INSERT … SELECT."""
+        self.engine.query(f"USE {zombie.server.database}")
+        zombie.rows = self.engine.selected(zombie.name, **zombie.parameters)
+
+    def write_after(self, zombie: Zombie) -> None:
+        """The second half."""
+        self.engine.query(f"USE {zombie.server.database}")
+        if zombie.rows:
+            lines = [json.dumps(row) for row in zombie.rows]
+            into = "INSERT INTO histograms FORMAT JSONCompactEachRow"
+            self.engine.query("\n".join([into, *lines]))
+
+    def runner(self, process: Process) -> Callable[..., Any]:
+        """What a counter gets as `run`: others act between its steps, and it may die there."""
+
+        def pause(left: Zombie | None) -> None:
+            self.others()
+            if process.dead or self.random.random() < self.dying:
+                process.dead = True
+                if left and self.random.random() < 0.8:
+                    self.zombies.append(left)
+                raise CrashError
+
+        def run(name: str, /, **parameters: Any) -> Any:
+            statement = Zombie(process.server, name, parameters)
+            writes = name not in ("resume", "erased")
+            pause(statement if writes else None)
+            if name.startswith("rebuild") and self.random.random() < 0.4:
+                self.read_first(statement)
+                pause(statement)
+                self.write_after(statement)
+                rows = []
+            else:
+                rows = self.execute(process.server, name, **parameters)
+            pause(None)
+            return rows
+
+        return run
+
+    # --- What may happen --------------------------------------------------------------
+
+    def others(self) -> None:
+        """Between two steps of a counter, now and then somebody else does something."""
+        if self.depth < 2 and self.random.random() < self.mingling:
+            self.depth += 1
+            self.step()
+            self.depth -= 1
+
+    def step(self) -> None:
+        actions: list[tuple[float, Callable[[], None]]] = [
+            (3, self.wait),
+            (4, self.send),
+            (4, self.take),
+            (2, self.save),
+            (1, self.close),
+            (1, self.read),
+            (1, self.continue_zombie),
+            (0.5, self.crash),
+            (0.5, self.change_leader),
+            (0.5, self.renew_routes),
+            (0.1, self.erase),
+        ]
+        weights = [a * b for (a, _), b in zip(actions, self.weights, strict=True)]
+        self.random.choices([action for _, action in actions], weights)[0]()
+
+    def wait(self) -> None:
+        self.now += self.random.choice((1, 700, 5_000, 600_000, 40 * 60_000))
+
+    def send(self) -> None:
+        """RED sends new images, late ones among them, or some that it had sent."""
+        random = self.random
+        for _ in range(random.randint(1, 3)):
+            if self.images and random.random() < 0.3:
+                image = random.choice(self.images)
+            else:
+                late = random.choice((0, 0, 1, random.randrange(2 * DAY)))
+                at = self.now - late
+                if random.random() < 0.3:
+                    at = at // HOUR * HOUR - random.choice((0, 1))
+                number = f"{at:012x}7000{8:x}000{len(self.images):012x}"
+                image_id = re.sub(r"^(.{8})(.{4})(.{4})(.{4})", r"\1-\2-\3-\4-", number)
+                client = random.choice(CLIENTS)
+                image = Image(client, at, image_id, random.choice(REDS))
+            partition = random.choice(self.routes).partition(
+                image.client, image.image_id, image.at
+            )
+            if partition is None:
+                continue  # RED's relay tries again
+            if image not in self.images:
+                self.images.append(image)
+            self.append(
+                partition % len(self.logs),
+                {
+                    "client_id": image.client,
+                    "image_id": image.image_id,
+                    "at": image.at,
+                    "red_bp": image.red,
+                },
+            )
+
+    def append(self, partition: int, message: dict[str, Any]) -> None:
+        record = Record(self.now, self.now + self.skew, message)
+        self.logs[partition].append(record)
+
+    def erase(self) -> None:
+        client = self.random.choice(CLIENTS)
+        for partition in self.logs:
+            self.append(partition, {"client_id": client, "erase": True})
+        self.erased.setdefault(client, self.now)
+
+    def change_leader(self) -> None:
+        """The broker that stamps the log fails over to one whose clock is different."""
+        self.skew = self.random.randint(-1_000, 1_000)
+
+    def renew_routes(self) -> None:
+        """The table of routes grows; one ingest node or the other hears of it."""
+        newest = max(self.routes, key=lambda routes: int(routes.valid_to))
+        if self.random.random() < 0.5:
+            count = 3 - newest.epochs[-1][1]
+            newest = newest.with_epoch(newest.valid_to, count)
+        newest = newest.extended(self.now + 600_000)
+        self.routes[self.random.randrange(2)] = newest
+
+    def act(self, thread: str, work: Callable[[Any, Server], None]) -> None:
+        """Let a server's counter work, and die if it must; start one where there is none."""
+        server = self.random.choice(self.servers)
+        process = server.process
+        if process is None:
+            process = server.process = Process(server)
+            thread = "start"
+        elif thread in process.busy or "start" in process.busy:
+            return
+        process.busy.add(thread)
+        try:
+            if thread == "start":
+                process.counter = self.names["Counter"](self.runner(process))
+            else:
+                work(process.counter, server)
+        except CrashError:
+            process.dead = True
+        process.busy.discard(thread)
+        if process.dead and server.process is process:
+            server.process = None
+
+    def take(self) -> None:
+        self.act("main", self.take_batch)
+
+    def take_batch(self, counter: Any, server: Server) -> None:
+        partition = self.random.choice(server.partitions)
+        log = self.logs[partition]
+        first = counter.taken[partition][0]
+        batch = log[first : first + self.random.randint(1, 6)]
+        end = first + len(batch)
+        stamp = max((record.stamp for record in batch), default=0)
+        if end == len(log):
+            stamp = max(stamp, self.now + self.random.randint(-1_000, 1_000))
+        counter.take(partition, end, stamp, [record.message for record in batch])
+
+    def save(self) -> None:
+        self.act("main", lambda counter, _: counter.save())
+
+    def close(self) -> None:
+        self.act("close", lambda counter, _: counter.close())
+
+    def crash(self) -> None:
+        process = self.random.choice(self.servers).process
+        if process is not None:
+            process.dead = True
+            if not process.busy:
+                process.server.process = None
+
+    def continue_zombie(self) -> None:
+        if not self.zombies:
+            return
+        zombie = self.random.choice(self.zombies)
+        if zombie.name.startswith("rebuild") and zombie.rows is None:
+            self.read_first(zombie)
+            return
+        self.zombies.remove(zombie)
+        if zombie.rows is None:
+            self.execute(zombie.server, zombie.name, **zombie.parameters)
+        else:
+            self.write_after(zombie)
+
+    # --- What must hold ---------------------------------------------------------------
+
+    def arrived(self, client: int, by: int) -> set[Image]:
+        """The client's images that were acknowledged by a true time."""
+        return {
+            Image(client, m["at"], m["image_id"], m["red_bp"])
+            for log in self.logs.values()
+            for time, _, m in log
+            if time <= by and m["client_id"] == client and "erase" not in m
+        }
+
+    def read(self, exact: bool = False) -> None:
+        """Ask one server of a pair, or sum over both pairs, and compare."""
+        random = self.random
+        asked = self.servers if self.halves else [random.choice(self.servers)]
+        client = random.choice(CLIENTS)
+        unit = random.choice((1, HOUR, DAY))
+        since = START - DAY + random.randrange(3 * DAY) // unit * unit
+        until = since + random.randrange(4 * DAY) // unit * unit + unit
+        above = random.choice((0, 4199, 4200, 9_999))
+        step = random.choice(("all", "all", "hour", "day"))
+        as_of = self.now
+        answer: dict[int, tuple[int, int]] = {}
+        for server in asked:
+            if server.watermark is None or exact or random.random() < 0.5:
+                ((done, known),) = self.execute(server, "watermark")
+                server.watermark = milliseconds(done), milliseconds(known)
+            as_of = min(as_of, server.watermark[1])
+            question: dict[str, Any] = {"from": since, "to": until, "step": step}
+            question |= {"client": client, "above": above, "done": server.watermark[0]}
+            for bar, images, redder in self.execute(server, "statistics", **question):
+                there = answer.get(milliseconds(bar), (0, 0))
+                answer[milliseconds(bar)] = (
+                    there[0] + int(images),
+                    there[1] + int(redder),
+                )
+        if exact:
+            as_of = self.now
+        if client in self.erased and (not any(map(any, answer.values())) or exact):
+            expected_low = expected_high = {}
+        elif self.erased.get(client, as_of + 1) <= as_of:
+            expected_low = expected_high = {}
+        else:
+            width = {"all": 0, "hour": HOUR, "day": DAY}[step]
+            expected_low, expected_high = (
+                brute_force(self.arrived(client, by), since, until, above, width)
+                for by in (as_of, self.now)
+            )
+        for bar in {*answer, *expected_high}:
+            low, found, high = (
+                counts.get(bar, (0, 0))
+                for counts in (expected_low, answer, expected_high)
+            )
+            if not all(a <= b <= c for a, b, c in zip(low, found, high, strict=True)):
+                raise WrongError(
+                    f"client {client}, {rfc3339(since)} to {rfc3339(until)}, above {above},"
+                    f" step {step}: {found}, not from {low} to {high}"
+                )
+
+    def finish(self) -> None:
+        """Everybody catches up; what still runs ends; then everything must be exact."""
+        self.depth = 2  # nobody acts in between any more
+        self.now += 70 * 60_000
+        self.skew = 0
+        while self.zombies and self.random.random() < 0.7:
+            self.continue_zombie()
+        if not self.halves:
+            self.servers = [self.random.choice(self.servers)]
+        for server in self.servers:
+            server.process = None
+            counter = self.names["Counter"](self.plain_runner(server))
+            for partition in server.partitions:
+                log = [record.message for record in self.logs[partition]]
+                first = counter.taken[partition][0]
+                counter.take(partition, len(log), self.now, log[first:])
+            counter.close()
+            counter.save()
+        while self.zombies:
+            self.continue_zombie()
+        for _ in range(2):
+            self.read(exact=True)
+        server = self.random.choice(self.servers)
+        ((done, _),) = self.execute(server, "watermark")
+        day = self.random.choice((START, START + DAY))
+        if found := self.execute(server, "audit", day=day, done=milliseconds(done)):
+            raise WrongError(f"the audit of {server.database} finds {found}")
+
+    def plain_runner(self, server: Server) -> Callable[..., Any]:
+        return lambda name, /, **parameters: self.execute(server, name, **parameters)
+
+
+def brute_force(
+    images: set[Image], since: int, until: int, above: int, width: int
+) -> dict[int, tuple[int, int]]:
+    """Bar -> (images, of which redder); without a width one bar, 0."""
+    bars: dict[int, tuple[int, int]] = {}
+    for image in images:
+        if since <= image.at < until:
+            bar = image.at // width * width if width else 0
+            number, redder = bars.get(bar, (0, 0))
+            bars[bar] = number + 1, redder + (image.red > above)
+    return bars
+
+
+def simulate(seed: int, engine: ClickHouse, names: dict[str, Any]) -> None:
+    """Run one seed; raise WrongError if a promise was broken."""
+    world = World(seed, engine, names)
+    for _ in range(STEPS):
+        world.step()
+    world.finish()
+
+
+def session() -> ClickHouse:
+    """An engine of this process, in memory where the machine offers that."""
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(dir=memory if memory.is_dir() else None)
+    engine = ClickHouse(importlib.import_module("chdb.session").Session(folder))
+    engine.query("SET max_threads = 1")
+    return engine
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=300)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args(argv)
+    engine = session()
+    names, _ = run_python()
+    bad = 0
+    for seed in range(options.first, options.first + options.seeds):
+        try:
+            simulate(seed, engine, names)
+        except WrongError as error:
+            bad += 1
+            print(f"seed {seed}: {error}")
+    print("bad", bad)
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
