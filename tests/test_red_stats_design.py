@@ -143,6 +143,30 @@ def test_a_rounded_up_share_is_more_than_a_threshold_exactly_if_the_share_is() -
     assert wrong == []
 
 
+def test_the_sizes_on_the_first_page_are_those_of_the_load_model() -> None:
+    first_page = TEXT.partition("\n### ")[0]
+    rows = re.findall(r"^\| (\w+) \| ([\d |]+) \| .* \|$", first_page, re.MULTILINE)
+    assert [size for size, _ in rows] == list(NAMES["SIZES"])
+    for size, row in rows:
+        rate, clients, servers, dollars = (
+            int(cell.replace(" ", "")) for cell in row.split(" | ")
+        )
+        assert (rate, clients) == (NAMES["SIZES"][size], NAMES["CLIENTS"][size])
+        if size == "start":
+            assert dollars == NAMES["START_DOLLARS"]
+        else:
+            assert servers == sum(NAMES["servers"](NAMES["loads"][size]).values())
+            assert dollars == pytest.approx(sum(NAMES["dollars"](size)), rel=0.01)
+
+
+@pytest.mark.parametrize("size", ["popular", "internet"])
+def test_no_server_of_the_load_model_carries_more_than_it_is_said_to(size: str) -> None:
+    load, servers = NAMES["loads"][size], NAMES["servers"](NAMES["loads"][size])
+    for kind, what, times, carried, least, of_one in NAMES["CARRIES"]:
+        units = servers[kind] // of_one
+        assert units >= least and times * load[what] <= units * carried
+
+
 # --- Images, as RED would send them ---------------------------------------------------
 
 
@@ -506,14 +530,14 @@ def test_the_digests_of_two_servers_differ_if_one_image_does(
     two_days_to_change: tuple[ClickHouse, set[Image]],
 ) -> None:
     engine, _ = two_days_to_change
-    before = engine.run("digest", day=START)
+    before = engine.run("checksum", day=START)
     engine.query("OPTIMIZE TABLE events FINAL")
-    merged = engine.run("digest", day=START)
+    merged = engine.run("checksum", day=START)
     engine.query(
         "INSERT INTO events SELECT client_id, at, image_id, red_bp + 1 FROM events"
         " WHERE toDate(at) = '2026-03-01' AND red_bp < 10000 LIMIT 1"
     )
-    changed = engine.run("digest", day=START)
+    changed = engine.run("checksum", day=START)
     assert (before == merged, changed == before) == (True, False)
 
 
