@@ -250,7 +250,7 @@ class Server:
 
     def __init__(self, engine: ClickHouse, first_start: int) -> None:
         self.engine = engine
-        times = {"done": first_start, "as_of": 0}
+        times: dict[str, Any] = {"done": first_start, "as_of": 0}
         engine.run("save", partition=0, next_offset=0, built=0, **times)
         self.start()
 
@@ -532,7 +532,11 @@ def test_a_series_has_the_counts_of_its_hours_or_days(
     engine, images = two_days
     width = {"hour": HOUR, "day": DAY}[step]
     ((done, _),) = engine.run("watermark")
-    times = {"from": START + since, "to": START + until, "done": milliseconds(done)}
+    times: dict[str, Any] = {
+        "from": START + since,
+        "to": START + until,
+        "done": milliseconds(done),
+    }
     bars = engine.run("statistics", client=81, above=4200, step=step, **times)
     expected = []
     for bar in range(START - DAY, START + 3 * DAY, width):
@@ -550,7 +554,7 @@ def test_an_image_in_the_last_millisecond_of_an_hour_counts_in_that_hour(
     images.append(Image(81, START + 5 * HOUR, "0" * 32, 5))
     clickhouse.run("insert", rows=[image.message() for image in images[first:]])
     clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    times = {"done": START + HOUR, "as_of": START + HOUR}
+    times: dict[str, Any] = {"done": START + HOUR, "as_of": START + HOUR}
     clickhouse.run("save", partition=0, next_offset=1, built=1, **times)
     assert clickhouse.count(81, START, START + HOUR, 0) == (1, 1)
     assert clickhouse.count(81, START + HOUR - 1, START + 2 * HOUR, 0) == (1, 1)
@@ -1148,16 +1152,16 @@ def test_a_late_image_of_a_dropped_day_is_counted_but_notifies_nobody(
 def test_the_start_version_refuses_an_erased_client_also_while_it_is_being_erased(
     started: Database,
 ) -> None:
-    images = [Image(client, START + n, uuid(n), 9) for client in (81, 1) for n in (1, 2)]
+    images = [
+        Image(client, START + n, uuid(n), 9) for client in (81, 1) for n in (1, 2)
+    ]
     started("".join(take(image) for image in images))
     news = "".join(take(Image(81, START + n, uuid(n), 9)) for n in range(2, 300))
     erase = "SELECT pg_sleep(0); SELECT erase_client(81);"
     started.together(news, erase, news)
     started(take(images[0]))
     tables = ("images", "day_counts", "feeds", "notifications")
-    counts = "".join(
-        f"SELECT count(*) FROM {t} WHERE client_id = 81;" for t in tables
-    )
+    counts = "".join(f"SELECT count(*) FROM {t} WHERE client_id = 81;" for t in tables)
     assert started(counts) == [["0"]] * 4
     whole = "EXECUTE statistics(1, '2026-03-01Z', '2026-03-02Z', 0);"
     assert started(whole) == [["2", "2"]]
