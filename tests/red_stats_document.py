@@ -25,14 +25,14 @@ class Block(NamedTuple):
     code: str
 
 
-def blocks(info: str) -> list[Block]:
+def blocks(info: str, text: str = TEXT) -> list[Block]:
     """The fenced blocks with exactly this info string, in document order."""
-    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    found = (Block(TEXT.count("\n", 0, f.start(2)) + 1, f[1], f[2]) for f in fences)
+    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = (Block(text.count("\n", 0, f.start(2)) + 1, f[1], f[2]) for f in fences)
     return [block for block in found if block.info == info]
 
 
-def run_python() -> tuple[dict[str, Any], dict[int, str]]:
+def run_python(text: str = TEXT) -> tuple[dict[str, Any], dict[int, str]]:
     """Run the Python blocks as doctests with one namespace, in document order.
 
     Return the namespace, and for each block's line what doctest had to complain about.
@@ -40,7 +40,7 @@ def run_python() -> tuple[dict[str, Any], dict[int, str]]:
     names: dict[str, Any] = {}
     complaints = {}
     parser = doctest.DocTestParser()
-    for block in blocks("python"):
+    for block in blocks("python", text):
         # A name of its own: doctest looks up the source for a traceback by it.
         name = f"{DOCUMENT.name}:{block.line}"
         test = parser.get_doctest(block.code, names, name, None, 0)
@@ -51,10 +51,10 @@ def run_python() -> tuple[dict[str, Any], dict[int, str]]:
     return names, complaints
 
 
-def clickhouse_statements() -> dict[str, list[str]]:
+def clickhouse_statements(text: str = TEXT) -> dict[str, list[str]]:
     """Name -> statements; a comment line of one word names what follows it."""
     named: dict[str, list[str]] = {}
-    for block in blocks("sql clickhouse"):
+    for block in blocks("sql clickhouse", text):
         _, *parts = re.split(r"^-- (\w+)\n", block.code, flags=re.MULTILINE)
         for name, code in zip(parts[::2], parts[1::2], strict=True):
             statements = re.split(r";\s*(?:--.*)?\n", code)
@@ -131,8 +131,11 @@ class ClickHouse:
         """Make `database` anew with the document's schema, and use it."""
         self.query(f"DROP DATABASE IF EXISTS {database} SYNC")
         self.query(f"CREATE DATABASE {database}")
-        self.query(f"USE {database}")
+        self.use(database)
         self.run("schema")
+
+    def use(self, database: str) -> None:
+        self.query(f"USE {database}")
 
     def emptied(self, database: str) -> None:
         """The same, cheaper, if the database was made by `fresh` before."""
@@ -145,14 +148,8 @@ class ClickHouse:
     def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
         """The two numbers, asked for as the API does: watermark first, then statistics."""
         ((done, _),) = self.run("watermark")
-        rows = self.run(
-            "statistics",
-            client=client,
-            above=above,
-            step="all",
-            done=milliseconds(done),
-            to=until,
-            **{"from": since},
-        )
+        question: dict[str, Any] = {"from": since, "to": until, "step": "all"}
+        question |= {"client": client, "above": above, "done": milliseconds(done)}
+        rows = self.run("statistics", **question)
         ((_, images, redder),) = rows or [[None, 0, 0]]
         return int(images), int(redder)

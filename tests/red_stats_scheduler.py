@@ -8,20 +8,29 @@ they leave running; who reads where. Every answer is compared with a count by br
 """
 
 import argparse
+import atexit
 import importlib
 import json
 import multiprocessing
+import os
 import re
-import sys
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from red_stats_document import ClickHouse, milliseconds, rfc3339, run_python
+from red_stats_document import (
+    TEXT,
+    ClickHouse,
+    clickhouse_statements,
+    milliseconds,
+    rfc3339,
+    run_python,
+)
 
 START = 1_772_323_200_000  # 2026-03-01T00:00:00Z
 HOUR = 3_600_000
@@ -94,6 +103,8 @@ class World:
         self.now = START + DAY + self.random.randrange(22 * HOUR, 25 * HOUR)
         self.skew = 0
         self.depth = 0
+        self.trace: list[str] = []
+        self.used = ""
         # Every seed has its own mood, so that rare things come together in some of them.
         self.dying = self.random.choice((0.0, 0.03, 0.1))
         self.mingling = self.random.choice((0.0, 0.15, 0.3))
@@ -128,18 +139,24 @@ class World:
 
     # --- Running a statement ----------------------------------------------------------
 
+    def use(self, server: Server, what: str) -> None:
+        self.trace.append(f"{'  ' * self.depth}{server.database} {what}")
+        if server.database != self.used:
+            self.engine.use(server.database)
+            self.used = server.database
+
     def execute(self, server: Server, name: str, /, **parameters: Any) -> Any:
-        self.engine.query(f"USE {server.database}")
+        self.use(server, f"{name} {parameters}")
         return self.engine.run(name, **parameters)
 
     def read_first(self, zombie: Zombie) -> None:
         """The first half of an INSERT … SELECT."""
-        self.engine.query(f"USE {zombie.server.database}")
+        self.use(zombie.server, f"reads for {zombie.name} {zombie.parameters}")
         zombie.rows = self.engine.selected(zombie.name, **zombie.parameters)
 
     def write_after(self, zombie: Zombie) -> None:
         """The second half."""
-        self.engine.query(f"USE {zombie.server.database}")
+        self.use(zombie.server, f"writes for {zombie.name} {zombie.parameters}")
         if zombie.rows:
             lines = [json.dumps(row) for row in zombie.rows]
             into = "INSERT INTO histograms FORMAT JSONCompactEachRow"
@@ -355,11 +372,12 @@ class World:
                 )
         if exact:
             as_of = self.now
-        if client in self.erased and (not any(map(any, answer.values())) or exact):
-            expected_low = expected_high = {}
-        elif self.erased.get(client, as_of + 1) <= as_of:
-            expected_low = expected_high = {}
-        else:
+        expected_low: dict[int, tuple[int, int]] = {}
+        expected_high: dict[int, tuple[int, int]] = {}
+        erased_at = self.erased.get(client, self.now + 1)
+        if erased_at > as_of and (
+            erased_at > self.now or any(map(any, answer.values()))
+        ):
             width = {"all": 0, "hour": HOUR, "day": DAY}[step]
             expected_low, expected_high = (
                 brute_force(self.arrived(client, by), since, until, above, width)
@@ -403,6 +421,25 @@ class World:
         day = self.random.choice((START, START + DAY))
         if found := self.execute(server, "audit", day=day, done=milliseconds(done)):
             raise WrongError(f"the audit of {server.database} finds {found}")
+        self.check_erasure(server)
+
+    def check_erasure(self, server: Server) -> None:
+        """What was appended behind a client's erasure has not become a row."""
+        before: set[str] = set()
+        behind: set[str] = set()
+        for partition in server.partitions:
+            erased: set[int] = set()
+            for _, _, message in self.logs[partition]:
+                if message.get("erase"):
+                    erased.add(message["client_id"])
+                else:
+                    gone = message["client_id"] in erased
+                    (behind if gone else before).add(message["image_id"])
+        if behind - before:
+            self.use(server, "is looked at for images behind an erasure")
+            rows = self.engine.query("SELECT image_id FROM events")
+            if back := (behind - before) & {image_id for (image_id,) in rows}:
+                raise WrongError(f"behind an erasure came {back}")
 
     def plain_runner(self, server: Server) -> Callable[..., Any]:
         return lambda name, /, **parameters: self.execute(server, name, **parameters)
@@ -421,39 +458,85 @@ def brute_force(
     return bars
 
 
-def simulate(seed: int, engine: ClickHouse, names: dict[str, Any]) -> None:
-    """Run one seed; raise WrongError if a promise was broken."""
+def simulate(seed: int, engine: ClickHouse, names: dict[str, Any]) -> list[str]:
+    """Run one seed; return what was executed, or raise WrongError if a promise was broken."""
     world = World(seed, engine, names)
-    for _ in range(STEPS):
-        world.step()
-    world.finish()
+    try:
+        for _ in range(STEPS):
+            world.step()
+        world.finish()
+    except WrongError as error:
+        error.add_note("\n".join(world.trace))
+        raise
+    return world.trace
 
 
-def session() -> ClickHouse:
-    """An engine of this process, in memory where the machine offers that."""
-    memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(dir=memory if memory.is_dir() else None)
-    engine = ClickHouse(importlib.import_module("chdb.session").Session(folder))
-    engine.query("SET max_threads = 1")
-    return engine
+class Task(NamedTuple):
+    """A seed; `without`: texts of the document that are replaced first."""
+
+    seed: int
+    without: tuple[tuple[str, str], ...] = ()
+    trace: bool = False
+
+
+class Worker:
+    """A process of the pool: its engine, and the document's names and statements."""
+
+    engine: ClickHouse
+    names: dict[str, Any]
+    without: tuple[tuple[str, str], ...] | None = None
+
+    @classmethod
+    def run(cls, task: Task) -> str:
+        """What went wrong; "" if nothing did. With `trace` the statements as well."""
+        if cls.without is None:
+            memory = Path("/dev/shm")  # where there is one, parts need no disk
+            folder = tempfile.mkdtemp(dir=memory if memory.is_dir() else None)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            session = importlib.import_module("chdb.session").Session(folder)
+            cls.engine = ClickHouse(session)
+            cls.engine.query("SET max_threads = 1")
+        if task.without != cls.without:
+            text = TEXT
+            for old, new in task.without:
+                assert old in text, old
+                text = text.replace(old, new)
+            cls.names, _ = run_python(text)
+            cls.engine.statements = clickhouse_statements(text)
+            cls.without = task.without
+        try:
+            executed = simulate(task.seed, cls.engine, cls.names)
+            return "\n".join(executed) if task.trace else ""
+        except WrongError as error:
+            trace = "\n".join(error.__notes__) if task.trace else ""
+            return f"{trace}\nseed {task.seed}: {error}".lstrip()
+
+
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """chDB allows one session in a process, so each seed runs in one of these."""
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=300)
-    parser.add_argument("--first", type=int, default=0)
-    options = parser.parse_args(argv)
-    engine = session()
-    names, _ = run_python()
-    bad = 0
-    for seed in range(options.first, options.first + options.seeds):
-        try:
-            simulate(seed, engine, names)
-        except WrongError as error:
-            bad += 1
-            print(f"seed {seed}: {error}")
-    print("bad", bad)
-    return bool(bad)
+    parser = argparse.ArgumentParser(
+        description="Run the design of RED_STATS under seeded interleavings.",
+        epilog="Exit status: 0 every promise was kept, 1 a seed broke one.",
+    )
+    parser.add_argument("--seeds", type=int, default=300, help="how many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--trace", action="store_true", help="print what is executed")
+    chosen = parser.parse_args(argv)
+    seeds = range(chosen.first, chosen.first + chosen.seeds)
+    tasks = [Task(seed, trace=chosen.trace) for seed in seeds]
+    wrong = 0
+    with pool(chosen.jobs) as workers:
+        for result in workers.map(Worker.run, tasks):
+            wrong += "seed " in result
+            if result:
+                print(result, flush=True)
+    print(f"{len(seeds)} seeds, {wrong} of them broke a promise")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

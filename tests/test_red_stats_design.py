@@ -275,7 +275,7 @@ class Server:
 
     def __init__(self, engine: ClickHouse, first_start: int) -> None:
         self.engine = engine
-        times = {"done": first_start, "as_of": 0}
+        times: dict[str, Any] = {"done": first_start, "as_of": 0}
         engine.run("save", partition=0, next_offset=0, built=0, **times)
         self.start()
 
@@ -557,7 +557,11 @@ def test_a_series_has_the_counts_of_its_hours_or_days(
     engine, images = two_days
     width = {"hour": HOUR, "day": DAY}[step]
     ((done, _),) = engine.run("watermark")
-    times = {"from": START + since, "to": START + until, "done": milliseconds(done)}
+    times: dict[str, Any] = {
+        "from": START + since,
+        "to": START + until,
+        "done": milliseconds(done),
+    }
     bars = engine.run("statistics", client=81, above=4200, step=step, **times)
     expected = []
     for bar in range(START - DAY, START + 3 * DAY, width):
@@ -575,7 +579,7 @@ def test_an_image_in_the_last_millisecond_of_an_hour_counts_in_that_hour(
     images.append(Image(81, START + 5 * HOUR, "0" * 32, 5))
     clickhouse.run("insert", rows=[image.message() for image in images[first:]])
     clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    times = {"done": START + HOUR, "as_of": START + HOUR}
+    times: dict[str, Any] = {"done": START + HOUR, "as_of": START + HOUR}
     clickhouse.run("save", partition=0, next_offset=1, built=1, **times)
     assert clickhouse.count(81, START, START + HOUR, 0) == (1, 1)
     assert clickhouse.count(81, START + HOUR - 1, START + 2 * HOUR, 0) == (1, 1)
