@@ -24,19 +24,31 @@ WITHOUT = {
         0,
         ('if message["client_id"] not in self.erased', "if True"),
     ),
-    "a query that reads the list of erased clients": (0, ("= 0 AS kept", ">= 0 AS kept")),
+    "a query that reads the list of erased clients": (
+        0,
+        ("= 0 AS kept", ">= 0 AS kept"),
+    ),
     "times of one type": (
         0,
-        ("at >= {start:DateTime64(3, 'UTC')} AND at < {start:DateTime64(3, 'UTC')}",
-         "at >= {start:DateTime('UTC')} AND at < {start:DateTime('UTC')}"),
+        (
+            "at >= {start:DateTime64(3, 'UTC')} AND at < {start:DateTime64(3, 'UTC')}",
+            "at >= {start:DateTime('UTC')} AND at < {start:DateTime('UTC')}",
+        ),
     ),
-    "closing that moves first": (0, ("if hour < self.closing:", "if hour < self.done:")),
+    "closing that moves first": (
+        0,
+        ("if hour < self.closing:", "if hour < self.done:"),
+    ),
     "recounting before the offsets are saved": (
         0,
-        ("        self.recount()\n...         for partition in self.taken:\n...             self.save_partition(partition)",
-         "        for partition in self.taken:\n...             self.save_partition(partition)\n...         self.recount()"),
+        (
+            "        self.recount()\n...         for partition in self.taken:\n...             self.save_partition(partition)",
+            "        for partition in self.taken:\n...             self.save_partition(partition)\n...         self.recount()",
+        ),
     ),
     "days that follow their late hours": (
-        0, ('self.rebuild("day", day, clients)', "pass")),
+        0,
+        ('self.rebuild("day", day, clients)', "pass"),
+    ),
     "FINAL": (0, ("FROM events FINAL\n    WHERE kept", "FROM events\n    WHERE kept")),
 }
