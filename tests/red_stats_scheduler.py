@@ -106,8 +106,8 @@ class World:
         self.trace: list[str] = []
         self.used = ""
         # Every seed has its own mood, so that rare things come together in some of them.
-        self.dying = self.random.choice((0.0, 0.03, 0.1))
-        self.mingling = self.random.choice((0.0, 0.15, 0.3))
+        self.dying = self.random.choice((0.0, 0.05, 0.2))
+        self.mingling = self.random.choice((0.0, 0.1, 0.3))
         self.weights = [self.random.choice((1, 2, 4)) for _ in range(11)]
         self.zombies: list[Zombie] = []
         self.images: list[Image] = []
@@ -123,7 +123,13 @@ class World:
             self.logs = {partition: [] for partition in partitions}
             names_of_servers = "a" if shape == "one" else "ab"
             self.servers = [Server(name, partitions) for name in names_of_servers]
-        begin = self.now // HOUR * HOUR
+        begin = self.now // HOUR * HOUR - HOUR
+        # Late images come in few hours, so that what concerns the same hour meets.
+        self.late_hours = (
+            begin + self.random.randrange(HOUR),
+            begin + self.random.randrange(HOUR),
+            START + self.random.randrange(DAY),
+        )
         for server in self.servers:
             engine.emptied(server.database)
             for partition in server.partitions:
@@ -133,7 +139,7 @@ class World:
                 )
         # RED's ingest nodes, the second of which may have an old copy of the routes.
         routes = names["Routes"](
-            epochs=[(0, 1)], spread={}, valid_to=self.now + 600_000
+            epochs=[(0, 1)], spread={}, valid_to=self.now + 60_000
         )
         self.routes = [routes, routes]
 
@@ -169,7 +175,7 @@ class World:
             self.others()
             if process.dead or self.random.random() < self.dying:
                 process.dead = True
-                if left and self.random.random() < 0.8:
+                if left:
                     self.zombies.append(left)
                 raise CrashError
 
@@ -177,7 +183,7 @@ class World:
             statement = Zombie(process.server, name, parameters)
             writes = name not in ("resume", "erased")
             pause(statement if writes else None)
-            if name.startswith("rebuild") and self.random.random() < 0.4:
+            if name.startswith("rebuild") and self.random.random() < 0.6:
                 self.read_first(statement)
                 pause(statement)
                 self.write_after(statement)
@@ -204,29 +210,28 @@ class World:
             (4, self.send),
             (4, self.take),
             (2, self.save),
-            (1, self.close),
+            (2, self.close),
             (1, self.read),
-            (1, self.continue_zombie),
+            (0.5, self.continue_zombie),
             (0.5, self.crash),
             (0.5, self.change_leader),
-            (0.5, self.renew_routes),
+            (2 if self.halves else 0, self.renew_routes),
             (0.1, self.erase),
         ]
         weights = [a * b for (a, _), b in zip(actions, self.weights, strict=True)]
         self.random.choices([action for _, action in actions], weights)[0]()
 
     def wait(self) -> None:
-        self.now += self.random.choice((1, 700, 5_000, 600_000, 40 * 60_000))
+        self.now += self.random.choice((1, 700, 5_000, 70_000, 40 * 60_000))
 
     def send(self) -> None:
         """RED sends new images, late ones among them, or some that it had sent."""
         random = self.random
         for _ in range(random.randint(1, 3)):
             if self.images and random.random() < 0.3:
-                image = random.choice(self.images)
+                image = random.choice(self.images[-3:])
             else:
-                late = random.choice((0, 0, 1, random.randrange(2 * DAY)))
-                at = self.now - late
+                at = random.choice((self.now, self.now, *self.late_hours))
                 if random.random() < 0.3:
                     at = at // HOUR * HOUR - random.choice((0, 1))
                 number = f"{at:012x}7000{8:x}000{len(self.images):012x}"
@@ -267,10 +272,10 @@ class World:
     def renew_routes(self) -> None:
         """The table of routes grows; one ingest node or the other hears of it."""
         newest = max(self.routes, key=lambda routes: int(routes.valid_to))
-        if self.random.random() < 0.5:
+        if self.random.random() < 0.7:
             count = 3 - newest.epochs[-1][1]
             newest = newest.with_epoch(newest.valid_to, count)
-        newest = newest.extended(self.now + 600_000)
+        newest = newest.extended(self.now + 60_000)
         self.routes[self.random.randrange(2)] = newest
 
     def act(self, thread: str, work: Callable[[Any, Server], None]) -> None:
@@ -399,7 +404,7 @@ class World:
         self.depth = 2  # nobody acts in between any more
         self.now += 70 * 60_000
         self.skew = 0
-        while self.zombies and self.random.random() < 0.7:
+        while self.zombies and self.random.random() < 0.5:
             self.continue_zombie()
         if not self.halves:
             self.servers = [self.random.choice(self.servers)]

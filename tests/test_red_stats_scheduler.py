@@ -22,7 +22,7 @@ WITHOUT = {
     "valid_to of the routes": (0, ("if at >= self.valid_to:", "if False:")),
     "a counter that filters erased clients": (
         0,
-        ('if message["client_id"] not in self.erased', "if True"),
+        ('if message["client_id"] not in self.erased', 'if "erase" not in message'),
     ),
     "a query that reads the list of erased clients": (
         0,
