@@ -801,6 +801,13 @@ def test_a_change_that_the_outbox_repeats_after_a_deletion_does_not_bring_it_bac
     assert [matcher.image(81, START + n, 9_000, START) for n in (0, 2)] == [[], []]
 
 
+def test_an_erased_client_is_notified_of_nothing() -> None:
+    matcher = NAMES["Matcher"]()
+    matcher.change(81, "s", 1, 4_200, START)
+    matcher.erase(81)
+    assert [matcher.image(81, START + n, 9_000, START) for n in (-1, 0)] == [[], []]
+
+
 def test_a_partition_that_inherits_a_version_keeps_its_active_from() -> None:
     matcher = NAMES["Matcher"](highest=START + HOUR)
     assert matcher.change(81, "s", 3, 4_200, START, active_from=START + 5) == START + 5
@@ -1645,6 +1652,15 @@ def test_the_start_version_notifies_as_the_matcher_does(database: Database) -> N
         "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
     )
     assert {image: set(ids.split()) for image, ids in rows} == expected != {}
+
+
+def test_batches_of_the_start_version_in_the_order_of_clients_do_not_deadlock(
+    database: Database,
+) -> None:
+    images = [Image(client, START + client, uuid(client), 5) for client in range(40)]
+    batch = "BEGIN;" + "".join(map(take, images)) + "COMMIT;"
+    database.together(*[batch * 5] * 3)
+    assert database("SELECT count(*), sum(images) FROM day_counts;") == [["40", "40"]]
 
 
 @pytest.mark.parametrize("late", [7 * DAY, 7 * DAY + 1])
