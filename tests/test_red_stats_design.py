@@ -858,8 +858,9 @@ def template(cluster: Cluster, executed: dict[int, str]) -> str:
         "document",
         "CREATE OR REPLACE FUNCTION today() RETURNS date LANGUAGE sql AS"
         " $$ SELECT current_setting('test.today')::date $$;"
-        "SELECT open_day('images', day) FROM unnest(array["
-        "date '2026-03-17', '2026-03-18', '2026-03-19', '2026-03-20']) AS day \\g /dev/null",
+        "SELECT open_day('images', date '2026-03-17' + n) FROM generate_series(0, 3) AS n"
+        " UNION ALL SELECT open_day(parent, date '2026-03-11' + n) FROM generate_series(0, 9)"
+        " AS n, unnest(array['notifications', 'deliveries', 'attempts']) AS parent \\g /dev/null",
     )
     return "document"
 
@@ -1541,6 +1542,110 @@ def test_an_append_beside_a_settlement_is_not_forgotten(database: Database) -> N
         "SELECT head_seq, acked_seq, due_at IS NULL FROM webhooks;"
     )
     assert (head, idle) == ("150", "t" if acked == head else "f")
+
+
+class FeedModel:
+    """What the document promises about one feed, its webhook and a puller, in plain Python."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.day = 1
+        self.entries: list[tuple[int, bool]] = []  # day, whether it is the webhook's
+        self.images = self.purged_to = self.acked = self.missed = self.cursor = 0
+        self.state, self.attempt, self.batch = "active", 0, 0
+        self.received: set[int] = set()
+        database(subscribe(81, webhook=True) + subscribe(82, 2))
+
+    def own(self, after: int, up_to: int | None = None) -> list[int]:
+        """The webhook's entries with `seq` in that range that are not retired."""
+        return [
+            seq
+            for seq, (day, own) in enumerate(self.entries, 1)
+            if own and day > self.day - 8 and after < seq <= (up_to or seq)
+        ]
+
+    def append(self, random: Random) -> None:
+        numbers = range(self.images, self.images + random.randrange(1, 60))
+        subscription = random.choice((1, 1, 2))
+        self.database(append(81, [*numbers, *numbers[:2]], subscription))
+        self.images = numbers.stop
+        self.entries += [(self.day, subscription == 1)] * len(numbers)
+
+    def deliver(self, random: Random) -> None:
+        self.database("UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL;")
+        claimed = claim(self.database)
+        pending = self.own(self.acked)
+        if self.state != "active" or not pending:
+            assert claimed == []
+            return
+        batch_to = self.batch or pending[:100][-1]
+        assert claimed == [(uuid(1), batch_to, self.attempt, self.missed)]
+        rows = self.database(f"EXECUTE batch('{uuid(1)}');")
+        assert [int(row[0]) for row in rows] == self.own(self.acked, batch_to)
+        self.batch = batch_to
+        outcome = random.choice(("2xx", "2xx", "lost", "503", "last"))
+        if outcome in ("2xx", "lost"):
+            self.received.update(int(row[0]) for row in rows)
+        if outcome == "2xx":
+            self.database(delivered(batch_to, self.missed))
+            self.acked, self.missed, self.attempt, self.batch = batch_to, 0, 0, 0
+        elif outcome in ("503", "last"):
+            self.database(failed(batch_to, "NULL" if outcome == "last" else "'0'"))
+            self.attempt += 1
+            self.state = "suspended" if outcome == "last" else "active"
+
+    def take_up(self, random: Random) -> None:
+        self.database(report_test(1, "true, 200"))
+        self.attempt = self.attempt if self.state == "active" else 0
+        self.state = "active"
+
+    def resend(self, random: Random) -> None:
+        after = random.randrange(len(self.entries) + 1)
+        allowed = self.state == "active" and self.purged_to <= after < self.acked
+        rows = self.database(f"EXECUTE resend('{uuid(1)}', {after});")
+        assert rows == ([[str(after)]] if allowed else [])
+        if allowed:
+            self.acked, self.attempt, self.batch = after, 0, 0
+
+    def pass_day(self, random: Random) -> None:
+        self.day += 1
+        old = self.day - 8
+        sql = on(self.day)
+        if old >= 1:
+            sql += f"SELECT retire_feed_day('2026-03-{old:02}') \\g /dev/null\n"
+            gone = [n for n, (day, _) in enumerate(self.entries, 1) if day == old]
+            unsent = [n for n in gone if self.entries[n - 1][1] and n > self.acked]
+            self.purged_to = max([self.purged_to, *gone])
+            self.missed += len(unsent)
+            self.acked = max([self.acked, *unsent])
+            if self.batch and self.batch <= self.acked:
+                self.attempt = self.batch = 0
+        self.database(sql)
+
+    def pull(self, random: Random) -> None:
+        rows = self.database(f"EXECUTE pull(81, {self.cursor}, 50);")
+        purged_to = int(rows[0][0])
+        assert purged_to == self.purged_to
+        self.cursor = max(self.cursor, purged_to)  # 410 says so
+        seen = [n for n in numbers(rows) if n > self.cursor]
+        assert seen == list(range(self.cursor + 1, self.cursor + 1 + len(seen)))
+        self.cursor += len(seen)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_feed_its_webhook_and_its_puller_do_what_a_model_of_the_promises_does(
+    database: Database, seed: int
+) -> None:
+    random = Random(seed)
+    model = FeedModel(database)
+    steps = (model.append, model.deliver, model.deliver, model.pull, model.take_up)
+    for _ in range(90):
+        random.choice((*steps, model.resend, model.pass_day))(random)
+        if model.day == 20:
+            break
+    rows = database("SELECT state, acked_seq, missed FROM webhooks;")
+    assert rows == [[model.state, str(model.acked), str(model.missed)]]
+    assert model.received and model.entries
 
 
 # --- Moving a feed
