@@ -1,16 +1,12 @@
 """Execute the claims of red_stats_design.md: what is tested is the text of the document itself."""
 
 import json
-import os
-import pwd
 import re
 import shutil
-import subprocess
-import tempfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -26,6 +22,7 @@ from red_stats_document import (
     rfc3339,
     run_python,
 )
+from red_stats_postgresql import POSTGRESQL, Cluster, Database, postgresql_binaries
 
 START = 1_772_323_200_000  # 2026-03-01T00:00:00Z, where the document's examples begin
 HOUR = 3_600_000
@@ -140,6 +137,30 @@ def test_a_rounded_up_share_is_more_than_a_threshold_exactly_if_the_share_is() -
             if (rounded > threshold) != (10_000 * red > threshold * whole)
         ]
     assert wrong == []
+
+
+def test_the_sizes_on_the_first_page_are_those_of_the_load_model() -> None:
+    first_page = TEXT.partition("\n### ")[0]
+    rows = re.findall(r"^\| (\w+) \| ([\d |]+) \| .* \|$", first_page, re.MULTILINE)
+    assert [size for size, _ in rows] == list(NAMES["SIZES"])
+    for size, row in rows:
+        rate, clients, servers, dollars = (
+            int(cell.replace(" ", "")) for cell in row.split(" | ")
+        )
+        assert (rate, clients) == (NAMES["SIZES"][size], NAMES["CLIENTS"][size])
+        if size == "start":
+            assert dollars == NAMES["START_DOLLARS"]
+        else:
+            assert servers == sum(NAMES["servers"](NAMES["loads"][size]).values())
+            assert dollars == pytest.approx(sum(NAMES["dollars"](size)), rel=0.01)
+
+
+@pytest.mark.parametrize("size", ["popular", "internet"])
+def test_no_server_of_the_load_model_carries_more_than_it_is_said_to(size: str) -> None:
+    load, servers = NAMES["loads"][size], NAMES["servers"](NAMES["loads"][size])
+    for kind, what, times, carried, least, of_one in NAMES["CARRIES"]:
+        units = servers[kind] // of_one
+        assert units >= least and times * load[what] <= units * carried
 
 
 # --- Images, as RED would send them ---------------------------------------------------
@@ -505,14 +526,14 @@ def test_the_digests_of_two_servers_differ_if_one_image_does(
     two_days_to_change: tuple[ClickHouse, set[Image]],
 ) -> None:
     engine, _ = two_days_to_change
-    before = engine.run("digest", day=START)
+    before = engine.run("checksum", day=START)
     engine.query("OPTIMIZE TABLE events FINAL")
-    merged = engine.run("digest", day=START)
+    merged = engine.run("checksum", day=START)
     engine.query(
         "INSERT INTO events SELECT client_id, at, image_id, red_bp + 1 FROM events"
         " WHERE toDate(at) = '2026-03-01' AND red_bp < 10000 LIMIT 1"
     )
-    changed = engine.run("digest", day=START)
+    changed = engine.run("checksum", day=START)
     assert (before == merged, changed == before) == (True, False)
 
 
@@ -655,17 +676,17 @@ class Change(NamedTuple):
     requested_at: int
 
 
-def mixed_log(random: Random) -> list[Image | Change]:
-    """Images in order of arrival with changes in between, some of them repeated."""
-    log: list[Image | Change] = []
+def mixed_log(random: Random) -> list[tuple[int, Image | Change]]:
+    """(arrival, image or change); some changes are repeated."""
+    log: list[tuple[int, Image | Change]] = []
     versions: dict[tuple[int, str], list[Change]] = {}
     for arrived, image in make_log(random, make_images(random, 600, days=10)):
-        log.append(image)
+        log.append((arrived, image))
         if random.random() < 0.2:
             client, subscription = random.choice((81, 1, 2)), random.choice("abc")
             history = versions.setdefault((client, subscription), [])
             if history and (random.random() < 0.2 or history[-1].threshold is None):
-                log.append(random.choice(history))  # the outbox repeats itself
+                log.append((arrived, random.choice(history)))  # the outbox repeats it
                 continue
             deleted = bool(history) and random.random() < 0.05
             threshold = None if deleted else random.choice(EDGES[:-1])
@@ -673,21 +694,20 @@ def mixed_log(random: Random) -> list[Image | Change]:
             history.append(
                 Change(client, subscription, len(history) + 1, threshold, asked)
             )
-            log.append(history[-1])
+            log.append((arrived, history[-1]))
     return log
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_matcher_notifies_exactly_the_versions_in_force_at_the_time_of_the_image(
+def test_the_matcher_notifies_the_versions_in_force_at_the_time_of_the_image(
     seed: int,
 ) -> None:
     matcher = NAMES["Matcher"]()
     # (client, subscription) -> the promise: [(active_from, threshold), ...]
     promised: dict[tuple[int, str], list[tuple[int, int | None]]] = {}
-    newest = 0
     notified: list[list[str]] = []
     expected: list[list[str]] = []
-    for message in mixed_log(Random(seed)):
+    for arrived, message in mixed_log(Random(seed)):
         if isinstance(message, Change):
             client, subscription, version, threshold, _ = message
             active_from = matcher.change(*message)
@@ -695,8 +715,9 @@ def test_the_matcher_notifies_exactly_the_versions_in_force_at_the_time_of_the_i
             if version > len(versions):
                 versions.append((active_from, threshold))
             continue
-        newest = max(newest, message.at)
-        notified.append(sorted(matcher.image(message.client, message.at, message.red)))
+        notified.append(
+            sorted(matcher.image(message.client, message.at, message.red, arrived))
+        )
         expected.append([])
         for (client, subscription), versions in sorted(promised.items()):
             position = bisect_right(
@@ -705,7 +726,7 @@ def test_the_matcher_notifies_exactly_the_versions_in_force_at_the_time_of_the_i
             in_force = versions[position - 1][1] if position else None
             if (
                 client == message.client
-                and message.at >= newest - 7 * DAY
+                and message.at >= arrived - 7 * DAY
                 and versions[-1][1] is not None
                 and in_force is not None
                 and message.red > in_force
@@ -721,12 +742,12 @@ def test_a_repeat_is_judged_as_the_first_time_however_the_subscriptions_changed(
     matcher = NAMES["Matcher"]()
     judged: dict[Image, set[str]] = {}
     differing = 0
-    for message in mixed_log(Random(7)):
+    for arrived, message in mixed_log(Random(7)):
         if isinstance(message, Change):
             if message.threshold is not None:
                 matcher.change(*message)
             continue
-        passed = set(matcher.image(message.client, message.at, message.red))
+        passed = set(matcher.image(message.client, message.at, message.red, arrived))
         differing += judged.setdefault(message, passed) != passed
     assert differing == 0
 
@@ -735,21 +756,39 @@ def test_a_new_subscription_sees_no_image_that_came_before_it_even_if_it_is_late
     None
 ):
     matcher = NAMES["Matcher"]()
-    matcher.image(81, START, 9_000)
+    matcher.image(81, START, 9_000, START)
     matcher.change(81, "s", 1, 4_200, START - 500)
-    assert (
-        matcher.image(81, START, 9_000) == matcher.image(81, START - HOUR, 9_000) == []
-    )
+    assert [
+        matcher.image(81, at, 9_000, START + 1) for at in (START, START - HOUR)
+    ] == [
+        [],
+        [],
+    ]
 
 
-@pytest.mark.parametrize(("behind", "notified"), [(7 * DAY, ["s"]), (7 * DAY + 1, [])])
-def test_an_image_more_than_seven_days_behind_the_newest_notifies_nobody(
-    behind: int, notified: list[str]
+@pytest.mark.parametrize(("late", "notified"), [(7 * DAY, ["s"]), (7 * DAY + 1, [])])
+def test_an_image_that_arrives_more_than_seven_days_late_notifies_nobody(
+    late: int, notified: list[str]
 ) -> None:
     matcher = NAMES["Matcher"]()
-    matcher.change(81, "s", 1, 4_200, START - 8 * DAY)
-    matcher.image(1, START, 0)
-    assert matcher.image(81, START - behind, 9_000) == notified
+    matcher.change(81, "s", 1, 4_200, START - DAY)
+    assert matcher.image(81, START, 9_000, START + late) == notified
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_versions_in_any_order_the_newest_holds_in_the_end(seed: int) -> None:
+    random = Random(seed)
+    changes = [Change(81, "s", n, 1000 * n, START + n) for n in range(1, 8)]
+    shuffled = random.choices(changes, k=20) + changes[-1:]
+    matcher = NAMES["Matcher"]()
+    newest = 0
+    for step, change in enumerate(shuffled):
+        active_from = matcher.change(*change)
+        assert active_from is not None or change.version < newest
+        newest = max(newest, change.version)
+        at = START + 100 * (step + 1)
+        passed = [matcher.image(81, at, 1000 * newest + more, at) for more in (0, 1)]
+        assert passed == [[], ["s"]]
 
 
 def test_a_change_that_the_outbox_repeats_after_a_deletion_does_not_bring_it_back() -> (
@@ -759,7 +798,13 @@ def test_a_change_that_the_outbox_repeats_after_a_deletion_does_not_bring_it_bac
     matcher.change(81, "s", 1, 4_200, START)
     matcher.change(81, "s", 2, None, START + 1)
     matcher.change(81, "s", 1, 4_200, START)
-    assert matcher.image(81, START, 9_000) == matcher.image(81, START + 2, 9_000) == []
+    assert [matcher.image(81, START + n, 9_000, START) for n in (0, 2)] == [[], []]
+
+
+def test_a_partition_that_inherits_a_version_keeps_its_active_from() -> None:
+    matcher = NAMES["Matcher"](highest=START + HOUR)
+    assert matcher.change(81, "s", 3, 4_200, START, active_from=START + 5) == START + 5
+    assert matcher.image(81, START + 5, 9_000, START) == ["s"]
 
 
 def test_active_from_is_never_before_the_request() -> None:
@@ -769,103 +814,6 @@ def test_active_from_is_never_before_the_request() -> None:
 
 # --- PostgreSQL -----------------------------------------------------------------------
 
-POSTGRESQL = blocks("sql postgresql")
-PREPARED = re.findall(
-    r"^PREPARE .*?;$", "".join(b.code for b in POSTGRESQL), re.MULTILINE | re.DOTALL
-)
-
-
-def postgresql_binaries() -> Path | None:
-    """The folder of initdb: on the path, or where Debian keeps it, newest version first."""
-    if found := shutil.which("initdb"):
-        return Path(found).parent
-    folders = Path("/usr/lib/postgresql").glob("*/bin/initdb")
-    return max(
-        (f.parent for f in folders), key=lambda f: int(f.parent.name), default=None
-    )
-
-
-class Cluster:
-    """A throwaway PostgreSQL that listens on a socket in its own folder only."""
-
-    def __init__(self, binaries: Path) -> None:
-        self.binaries = binaries
-        # Not below tmp_path: PostgreSQL refuses to run as root, and another user cannot
-        # enter root's temporary folders.
-        self.folder = Path(tempfile.mkdtemp(prefix="red-stats-"))
-        self.user: str | None = None
-        if os.geteuid() == 0:
-            known = {entry.pw_name for entry in pwd.getpwall()}
-            self.user = "postgres" if "postgres" in known else "nobody"
-            shutil.chown(self.folder, self.user)
-
-    def command(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self.binaries / program, "-D", self.folder / "data", *arguments],
-            check=True,
-            capture_output=True,
-            cwd=self.folder,
-            user=self.user,
-        )
-
-    def start(self) -> None:
-        encoding = ("--locale=C", "--encoding=UTF8", "--auth=trust")
-        self.command("initdb", *encoding, "--username=red", "--no-sync")
-        settings = f"-k {self.folder} -c listen_addresses='' -c fsync=off"
-        log = str(self.folder / "log")
-        self.command(
-            "pg_ctl", "start", "--wait", f"--options={settings}", f"--log={log}"
-        )
-
-    def stop(self) -> None:
-        self.command("pg_ctl", "stop", "--mode=immediate")
-        shutil.rmtree(self.folder)
-
-    def psql(self, database: str, sql: str) -> list[list[str]]:
-        """Run `sql` in one session; return what it selects, values as text."""
-        with self.popen(database, sql) as process:
-            output, errors = process.communicate()
-        assert not errors, errors
-        assert process.returncode == 0
-        return [line.split("\t") for line in output.splitlines()]
-
-    def popen(self, database: str, sql: str) -> subprocess.Popen[str]:
-        script = self.folder / f"{os.urandom(8).hex()}.sql"
-        script.write_text(sql, encoding="utf-8")
-        options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "red"]
-        where = ["-h", str(self.folder), "-d", database]
-        return subprocess.Popen(
-            ["psql", *options, "-F", "\t", *where, "-f", script],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "PGTZ": "UTC",
-                "PGOPTIONS": "-c client_min_messages=error",
-            },
-        )
-
-
-class Database:
-    """One database of the cluster, with the document's tables, functions and statements."""
-
-    def __init__(self, cluster: Cluster, name: str) -> None:
-        self.cluster = cluster
-        self.name = name
-
-    def __call__(self, sql: str) -> list[list[str]]:
-        return self.cluster.psql(self.name, "\n".join([*PREPARED, sql]))
-
-    def together(self, *scripts: str) -> None:
-        """Run the scripts in as many sessions at the same time."""
-        running = [self.cluster.popen(self.name, script) for script in scripts]
-        for process in running:
-            with process:
-                _, errors = process.communicate()
-            assert not errors, errors
-            assert process.returncode == 0
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -874,7 +822,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("PostgreSQL's initdb and psql are not installed")
     cluster = Cluster(binaries)
     cluster.start()
-    cluster.psql("postgres", "CREATE DATABASE document")
+    cluster.run("postgres", "CREATE DATABASE document")
     yield cluster
     cluster.stop()
 
@@ -895,14 +843,56 @@ def executed(cluster: Cluster) -> dict[int, str]:
     }
 
 
-@pytest.fixture
-def database(cluster: Cluster, executed: dict[int, str]) -> Iterator[Database]:
-    """A copy of the database that the document's blocks made."""
+@pytest.fixture(scope="session")
+def template(cluster: Cluster, executed: dict[int, str]) -> str:
+    """The name of the database that the document's blocks made, with a clock for tests."""
     assert not any(executed.values())
-    name = f"test_{os.urandom(4).hex()}"
-    cluster.psql("postgres", f"CREATE DATABASE {name} TEMPLATE document")
-    yield Database(cluster, name)
-    cluster.psql("postgres", f"DROP DATABASE {name}")
+    cluster.run(
+        "document",
+        "CREATE OR REPLACE FUNCTION today() RETURNS date LANGUAGE sql AS"
+        " $$ SELECT current_setting('test.today')::date $$;"
+        "SELECT open_day('images', day) FROM unnest(array["
+        "date '2026-03-17', '2026-03-18', '2026-03-19', '2026-03-20']) AS day \\g /dev/null",
+    )
+    return "document"
+
+
+@pytest.fixture(scope="session")
+def make_database(cluster: Cluster, template: str) -> Iterator[Callable[[], Database]]:
+    """Makes copies of the database that the document's blocks made."""
+    made: list[Database] = []
+
+    def make() -> Database:
+        name = f"test_{len(made)}"
+        cluster.run(
+            "postgres",
+            f"CREATE DATABASE {name} TEMPLATE {template};"
+            f"ALTER DATABASE {name} SET test.today = '2026-03-01'",
+        )
+        made.append(Database(cluster, name))
+        return made[-1]
+
+    yield make
+    for database in made:
+        database.close()
+
+
+@pytest.fixture(scope="session")
+def shared_database(make_database: Callable[[], Database]) -> Database:
+    return make_database()
+
+
+@pytest.fixture
+def database(shared_database: Database) -> Database:
+    """The document's tables, empty. For tests that do not change the schema."""
+    rows = shared_database(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'subscriptions';"
+    )
+    tables = ["subscriptions", *(name for (name,) in rows)]
+    shared_database("".join(f"DELETE FROM {table};" for table in tables))
+    shared_database(on(1))
+    return shared_database
 
 
 @pytest.mark.parametrize("line", [block.line for block in POSTGRESQL])
@@ -914,32 +904,78 @@ def uuid(number: int) -> str:
     return f"00000000-0000-7000-8000-{number:012x}"
 
 
-def append(client: int, number: int, subscription: int = 1) -> str:
-    """SQL that appends image `number`, of that many seconds after the start."""
-    time = f"timestamptz '2026-03-01Z' + interval '{number} seconds'"
-    passed = f"array['{uuid(subscription)}']::uuid[]"
-    return f"SELECT feed_append({client}, {time}, '{uuid(number)}', 5::smallint, {passed});"
+def passing(client: int, number: int, *subscriptions: int) -> str:
+    """SQL of image `number`, 10 ms after the one before, which passed `subscriptions`."""
+    time = f"timestamptz '2026-03-01Z' + interval '{10 * number} ms'"
+    passed = ",".join(f"'{uuid(s)}'" for s in subscriptions or (1,))
+    return f"({client}, {time}, '{uuid(number)}', 5, array[{passed}]::uuid[])::passing"
+
+
+def append(client: int, numbers: Iterable[int], *subscriptions: int) -> str:
+    """SQL that appends these images as one batch."""
+    batch = ",".join(passing(client, n, *subscriptions) for n in numbers)
+    return f"SELECT feed_append(array[{batch}]::passing[]);"
+
+
+def on(day: int) -> str:
+    """SQL that sets the clock to that day of March."""
+    return f"SET test.today = '2026-03-{day:02}';"
+
+
+URL = "https://hooks.example.com/red"
 
 
 def subscribe(client: int, subscription: int = 1, webhook: bool = False) -> str:
     sql = f"INSERT INTO feeds VALUES ({client}) ON CONFLICT DO NOTHING;"
     sql += f"INSERT INTO subscriptions VALUES ('{uuid(subscription)}', {client});"
-    if webhook:
-        columns = "subscription_id, client_id, url, secrets"
-        values = (
-            f"'{uuid(subscription)}', {client}, 'https://hooks.example.com/red', '{{}}'"
-        )
-        sql += f"INSERT INTO webhooks ({columns}) VALUES ({values});"
-    return sql
+    return sql + (add_webhook(subscription) if webhook else "")
+
+
+def add_webhook(subscription: int) -> str:
+    """SQL that makes a webhook and has it pass its test."""
+    add = f"SELECT add_webhook('{uuid(subscription)}', '{URL}', 'one') \\g /dev/null\n"
+    return add + report_test(subscription, "true, 200")
+
+
+def report_test(subscription: int, outcome: str, url: str = URL) -> str:
+    return f"EXECUTE tested('{uuid(subscription)}', '{url}', {outcome}, NULL);"
+
+
+def numbers(rows: list[list[str]]) -> list[int]:
+    """The `seq` of what was pulled; nothing of a row without an entry."""
+    return [int(row[1]) for row in rows if row[1]]
+
+
+# --- The feed
 
 
 def test_an_image_appended_again_stays_one_entry_and_uses_no_number(
     database: Database,
 ) -> None:
     database(subscribe(81))
-    appended = database(append(81, 1) + append(81, 1) + append(81, 2))
-    assert appended == [["1"], [""], ["2"]]
-    assert [row[0] for row in database("EXECUTE pull(81, 0, 10);")] == ["1", "2"]
+    appended = database(append(81, [1, 1]) + append(81, [1]) + append(81, [1, 2]))
+    assert appended == [["1"], ["0"], ["1"]]
+    assert numbers(database("EXECUTE pull(81, 0, 10);")) == [1, 2]
+
+
+def test_an_image_appended_again_a_week_later_stays_one_entry(
+    database: Database,
+) -> None:
+    database(subscribe(81) + append(81, [1]))
+    assert database(on(8) + append(81, [1])) == [["0"]]
+
+
+def test_a_batch_is_numbered_in_its_own_order_for_each_client(
+    database: Database,
+) -> None:
+    database(subscribe(81) + subscribe(82, 2))
+    batch = ",".join(passing(c, n) for c, n in ((81, 9), (82, 5), (81, 3), (82, 4)))
+    database(f"SELECT feed_append(array[{batch}]);")
+    pulled = [database(f"EXECUTE pull({client}, 0, 9);") for client in (81, 82)]
+    assert [[(int(r[1]), r[2]) for r in rows] for rows in pulled] == [
+        [(1, uuid(9)), (2, uuid(3))],
+        [(1, uuid(5)), (2, uuid(4))],
+    ]
 
 
 def test_concurrent_writers_number_a_feed_without_a_gap_or_a_double(
@@ -947,27 +983,200 @@ def test_concurrent_writers_number_a_feed_without_a_gap_or_a_double(
 ) -> None:
     database(subscribe(81))
     writers = [range(300), range(150, 450), range(300, 600)]
-    database.together(*("".join(append(81, n) for n in writer) for writer in writers))
-    numbers = [int(row[0]) for row in database("EXECUTE pull(81, 0, 1000);")]
-    assert numbers == list(range(1, 601))
+    database.together(
+        *(
+            "".join(append(81, writer[n : n + 10]) for n in range(0, 300, 10))
+            for writer in writers
+        )
+    )
+    assert numbers(database("EXECUTE pull(81, 0, 1000);")) == list(range(1, 601))
+
+
+def test_writers_of_the_same_clients_in_opposite_orders_do_not_deadlock(
+    database: Database,
+) -> None:
+    database("".join(subscribe(client, client) for client in range(1, 21)))
+
+    def script(clients: Sequence[int], first: int) -> str:
+        batches = (
+            ",".join(passing(client, n, client) for client in clients)
+            for n in range(first, first + 40)
+        )
+        return "".join(f"SELECT feed_append(array[{batch}]);" for batch in batches)
+
+    database.together(script(range(1, 21), 0), script(range(20, 0, -1), 100))
+    assert database("SELECT DISTINCT last_seq FROM feeds;") == [["80"]]
 
 
 def test_a_puller_gets_what_follows_its_cursor_and_nothing_of_other_clients(
     database: Database,
 ) -> None:
     database(subscribe(81) + subscribe(82, 2))
-    database("".join(append(81, n) + append(82, n) for n in range(5)))
+    database(append(81, range(5)) + append(82, range(5)))
     pulled = database("EXECUTE pull(81, 2, 2);")
-    assert [(row[0], row[1]) for row in pulled] == [("3", uuid(2)), ("4", uuid(3))]
+    assert [(row[1], row[2]) for row in pulled] == [("3", uuid(2)), ("4", uuid(3))]
 
 
-def test_dropping_a_day_leaves_word_of_the_highest_number_gone(
+def test_a_puller_learns_with_the_entries_which_of_them_are_gone(
+    make_database: Callable[[], Database],
+) -> None:
+    database = make_database()
+    database(subscribe(81) + append(81, [1, 2]) + on(2) + append(81, [3]))
+    database(on(9) + "SELECT retire_feed_day('2026-03-01');")
+    assert [row[:2] for row in database("EXECUTE pull(81, 0, 1);")] == [["2", "1"]]
+    database("SELECT drop_feed_day('2026-03-01');")
+    assert [row[:2] for row in database("EXECUTE pull(81, 0, 9);")] == [["2", "3"]]
+    assert [row[:2] for row in database("EXECUTE pull(81, 3, 9);")] == [["2", ""]]
+
+
+def test_an_entry_can_be_pulled_for_a_week_however_old_its_image_is(
     database: Database,
 ) -> None:
-    database(subscribe(81) + append(81, 0) + append(81, 1) + append(81, 86_400))
-    database("SELECT drop_feed_day('2026-03-01');")
-    assert database("SELECT purged_to, last_seq FROM feeds;") == [["2", "3"]]
-    assert [row[0] for row in database("EXECUTE pull(81, 2, 10);")] == ["3"]
+    database(subscribe(81) + on(8) + append(81, [1]))  # an image of March 1st
+    assert "is not a week old" in database.error(
+        on(15) + "SELECT retire_feed_day('2026-03-08');"
+    )
+    assert numbers(database(on(15) + "EXECUTE pull(81, 0, 9);")) == [1]
+    database(on(16) + "SELECT retire_feed_day('2026-03-08');")
+    assert database("SELECT purged_to FROM feeds;") == [["1"]]
+
+
+def test_readers_beside_writers_and_a_purge_miss_no_entry_without_being_told(
+    database: Database,
+) -> None:
+    database(subscribe(81) + append(81, range(500)) + on(2) + append(81, [500]))
+    write = on(9) + "".join(append(81, [n]) for n in range(501, 700))
+    purge = on(9) + "SELECT retire_feed_day('2026-03-01');"
+    read = "EXECUTE pull(81, 0, 600); SELECT 'end';" * 60
+    *_, rows = database.together(write, purge, read)
+    pages: list[list[list[str]]] = [[]]
+    for row in rows:
+        if row == ["end"]:
+            pages.append([])
+        else:
+            pages[-1].append(row)
+    found = [(int(page[0][0]), numbers(page)) for page in pages[:-1]]
+    assert len(found) == 60
+    for purged_to, seen in found:
+        assert purged_to in (0, 500)
+        assert seen == list(range(1, len(seen) + 1))
+
+
+# --- More entries than anybody reads
+
+
+def test_of_a_minute_only_so_many_images_get_entries_and_the_others_share_one(
+    database: Database,
+) -> None:
+    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 3;")
+    database(append(81, [1, 2]) + append(81, [3, 4, 5, 6], 2) + append(81, [7]))
+    rows = database(
+        "SELECT seq, image_id, images, extract(epoch FROM last_at - first_at) * 100,"
+        " subscription_ids FROM notifications ORDER BY seq;"
+    )
+    assert [(row[0], row[1], row[2], round(float(row[3]))) for row in rows] == [
+        ("1", uuid(1), "1", 0),
+        ("2", uuid(2), "1", 0),
+        ("3", uuid(3), "1", 0),
+        ("4", uuid(4), "3", 2),  # 4, 5, 6
+        ("5", uuid(7), "1", 0),  # beyond the limit, too, but alone
+    ]
+    assert rows[3][4] == "{" + uuid(2) + "}"
+
+
+def test_a_digest_names_every_subscription_of_its_images(database: Database) -> None:
+    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 0;")
+    batch = ",".join([passing(81, 1, 1), passing(81, 2, 2, 3), passing(81, 3, 1)])
+    database(f"SELECT feed_append(array[{batch}]);")
+    ((ids,),) = database(
+        "SELECT array_to_string(subscription_ids, ' ') FROM notifications;"
+    )
+    assert ids.split() == [uuid(1), uuid(2), uuid(3)]
+
+
+def test_the_limit_goes_by_the_minute_of_the_image_and_by_client(
+    database: Database,
+) -> None:
+    database(
+        subscribe(81) + subscribe(82, 2) + "UPDATE feeds SET entries_a_minute = 2;"
+    )
+    minutes = [1, 2, 6001, 6002, 12001, 12002]  # ten milliseconds each: three minutes
+    database(append(81, minutes) + append(82, minutes))
+    assert database(
+        "SELECT DISTINCT images, count(*) FROM notifications GROUP BY 1;"
+    ) == [["1", "12"]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_image_that_passes_is_an_entry_or_counted_in_a_digest(
+    database: Database, seed: int
+) -> None:
+    random = Random(seed)
+    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 20;")
+    images = random.sample(range(30_000), 300)  # five minutes
+    while images:
+        size = random.randrange(1, 60)
+        database(append(81, images[:size]))
+        images = images[size:]
+    rows = database("SELECT seq, images, at FROM notifications ORDER BY seq;")
+    assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(int(row[1]) for row in rows) == 300
+    singles = Counter(row[2][:16] for row in rows if row[1] == "1")
+    assert len(singles) == 5 and min(singles.values()) >= 20 and len(rows) < 150
+
+
+# --- Subscriptions and matchers
+
+
+def test_concurrent_changes_enter_the_outbox_in_the_order_of_their_versions(
+    database: Database,
+) -> None:
+    change = f"SELECT request_change(81, '{uuid(1)}', 5::smallint, now(), '{{3}}');"
+    database.together(*[change * 50] * 3)
+    rows = database("SELECT change->>'version' FROM outbox ORDER BY id;")
+    assert [int(version) for (version,) in rows] == list(range(1, 151))
+
+
+def test_a_subscription_is_shown_as_active_once_every_matcher_has_taken_it_over(
+    database: Database,
+) -> None:
+    subscription = f"'{uuid(1)}'"
+    database(
+        f"SELECT request_change(81, {subscription}, 5::smallint, now(), '{{3,7}}');"
+    )
+    shown = []
+    for take_over in (
+        "",
+        f"EXECUTE take_over(3, {subscription}, 1, '2026-03-02Z');",
+        f"EXECUTE take_over(7, {subscription}, 1, '2026-03-01Z');" * 2,
+    ):
+        shown += database(take_over + f"EXECUTE shown({subscription});")
+    assert shown == [
+        ["1", "5", ""],
+        ["1", "5", ""],
+        ["1", "5", "2026-03-02 00:00:00+00"],
+    ]
+
+
+def test_a_deletion_is_the_last_version_and_takes_the_webhook_with_it(
+    database: Database,
+) -> None:
+    subscription = f"'{uuid(1)}'"
+    change = f"SELECT request_change(81, {subscription}, {{}}::smallint, now(), '{{{{3}}}}');"
+    webhook = f"SELECT add_webhook({subscription}, 'https://a.example', 'one');"
+    database(change.format(5) + webhook)
+    assert database(change.format("NULL") + change.format(6)) == [["2"], [""]]
+    assert database("SELECT version, threshold_bp FROM thresholds ORDER BY 1;") == [
+        ["1", "5"],
+        ["2", ""],
+    ]
+    assert database("SELECT count(*) FROM webhooks;") == [["0"]]
+
+
+def test_a_takeover_of_an_erased_subscription_is_passed_over(
+    database: Database,
+) -> None:
+    assert database(f"EXECUTE take_over(3, '{uuid(1)}', 1, '2026-03-02Z');") == []
 
 
 def test_a_second_matcher_on_the_same_partition_moves_nothing(
@@ -978,90 +1187,334 @@ def test_a_second_matcher_on_the_same_partition_moves_nothing(
     assert database(advance + advance) == [["3"]]
 
 
-def test_a_matcher_cannot_take_back_how_far_a_dropped_day_moved_the_time(
-    database: Database,
+class MatcherProcess:
+    """A matcher of the document whose state is in PostgreSQL, and which may crash at any step."""
+
+    def __init__(self, database: Database, partition: int) -> None:
+        self.database = database
+        self.partition = partition
+        self.start()
+
+    def start(self) -> None:
+        ((offset, highest),) = self.database(
+            "SELECT next_offset, to_char(highest_at, 'YYYY-MM-DD HH24:MI:SS.MS')"
+            f" FROM matchers WHERE partition = {self.partition};"
+        )
+        self.next_offset = int(offset)
+        self.matcher = NAMES["Matcher"](milliseconds(highest))
+        for row in self.database(f"EXECUTE load({self.partition});"):
+            client, subscription, version, threshold, active_from = row
+            self.matcher.restore(
+                int(client),
+                subscription,
+                int(version),
+                int(threshold) if threshold else None,
+                milliseconds(active_from.removesuffix("+00")),
+            )
+
+    def step(
+        self, log: list[tuple[int, Image | Change]], size: int, crash: bool
+    ) -> None:
+        """Take a batch in one transaction; a crash rolls it back and forgets everything."""
+        batch = log[self.next_offset : self.next_offset + size]
+        entries, takeovers = [], []
+        for arrived, message in batch:
+            if isinstance(message, Change):
+                active_from = self.matcher.change(*message)
+                if active_from is not None:
+                    takeovers.append(
+                        f"EXECUTE take_over({self.partition}, '{message.subscription}',"
+                        f" {message.version}, '{rfc3339(active_from)}');"
+                    )
+            elif passed := self.matcher.image(
+                message.client, message.at, message.red, arrived
+            ):
+                ids = ",".join(f"'{s}'" for s in passed)
+                entries.append(
+                    f"({message.client}, '{rfc3339(message.at)}', '{message.image_id}',"
+                    f" {message.red}, array[{ids}]::uuid[])::passing"
+                )
+        end = self.next_offset + len(batch)
+        highest = rfc3339(self.matcher.highest)
+        advanced = self.database(
+            f"BEGIN; SELECT feed_append(array[{','.join(entries)}]::passing[]);"
+            f"{''.join(takeovers)} EXECUTE advance({self.partition}, {self.next_offset},"
+            f" {end}, '{highest}'); {'ROLLBACK' if crash else 'COMMIT'};"
+        )
+        if crash:
+            self.start()
+        else:
+            assert advanced[-1] == [str(self.partition)]
+            self.next_offset = end
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_matcher_that_crashes_at_random_writes_the_feed_of_one_that_does_not(
+    database: Database, seed: int
 ) -> None:
-    database("INSERT INTO matchers VALUES (3, 100, '2026-03-01Z');")
-    database("SELECT drop_feed_day('2026-03-01');")
-    database("EXECUTE advance(3, 100, 150, '2026-03-02Z');")
-    assert database("SELECT highest_at FROM matchers;") == [["2026-03-09 00:00:00+00"]]
+    random = Random(seed)
+    log = [
+        (
+            arrived,
+            message._replace(
+                subscription=uuid(
+                    message.client * 3 + "abc".index(message.subscription)
+                )
+            )
+            if isinstance(message, Change)
+            else message,
+        )
+        for arrived, message in mixed_log(Random(seed))
+    ]
+    changes = [m for _, m in log if isinstance(m, Change)]
+    script = "".join(f"INSERT INTO feeds VALUES ({c});" for c in (81, 1, 2, 2**53 - 1))
+    for client, subscription in sorted({c[:2] for c in changes}):
+        script += f"INSERT INTO subscriptions VALUES ('{subscription}', {client}) ON CONFLICT DO NOTHING;"
+    script += "INSERT INTO matchers VALUES (3, 0, '1970-01-01Z');"
+    for change in sorted(set(changes)):
+        threshold = "NULL" if change.threshold is None else change.threshold
+        script += (
+            f"INSERT INTO thresholds VALUES ('{change.subscription}', {change.version},"
+            f" {threshold}, now(), '{{3}}') ON CONFLICT DO NOTHING;"
+        )
+    database(script)
+    process = MatcherProcess(database, 3)
+    while process.next_offset < len(log):
+        process.step(log, random.randint(1, 60), crash=random.random() < 0.4)
+    matcher = NAMES["Matcher"]()
+    expected: dict[str, set[str]] = {}
+    for arrived, message in log:
+        if isinstance(message, Change):
+            matcher.change(*message)
+        elif passed := matcher.image(message.client, message.at, message.red, arrived):
+            expected.setdefault(message.image_id, set(passed))
+    rows = database(
+        "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
+    )
+    assert {image: set(ids.split()) for image, ids in rows} == expected
+    assert len(expected) > 50
+
+
+# --- Webhooks
+
+
+def claim(database: Database, number: int = 10) -> list[tuple[str, int, int, int]]:
+    """(subscription, end of the batch, attempt, missed) of what is claimed."""
+    rows = database(f"EXECUTE claim({number});")
+    return [(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows]
+
+
+def failed(batch_to: int, delay: str = "interval '0'") -> str:
+    return f"EXECUTE failed('{uuid(1)}', {batch_to}, {delay}, 503, 'unavailable');"
+
+
+def delivered(batch_to: int, missed: int = 0) -> str:
+    return f"EXECUTE delivered('{uuid(1)}', {batch_to}, {missed}, 200);"
+
+
+def state(database: Database) -> list[list[str]]:
+    return database("SELECT state, acked_seq, due_at IS NULL FROM webhooks;")
 
 
 def test_a_claimed_webhook_is_not_claimed_again_while_its_lease_lasts(
     database: Database,
 ) -> None:
-    database(subscribe(81, webhook=True) + append(81, 1))
-    assert database("EXECUTE claim(10); EXECUTE claim(10);") == [
-        [uuid(1), "1", "0", "0"]
-    ]
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    assert claim(database) + claim(database) == [(uuid(1), 1, 0, 0)]
 
 
 def test_deliverers_at_the_same_time_claim_different_webhooks(
     database: Database,
 ) -> None:
+    clients = range(1, 41)
     database(
-        "".join(subscribe(n, n, webhook=True) + append(n, n, n) for n in range(1, 41))
+        "".join(subscribe(n, n, webhook=True) + append(n, [n], n) for n in clients)
     )
-    claim = "\\o | cat >> {}\n" + "".join(PREPARED) + "EXECUTE claim(20);\n\\o\n"
-    outputs = [database.cluster.folder / f"claimed-{n}" for n in (1, 2)]
-    database.together(*(claim.format(output) for output in outputs))
-    claimed = [line for output in outputs for line in output.read_text().splitlines()]
-    assert (len(claimed), len({line.split("\t")[0] for line in claimed})) == (40, 40)
+    first, second = database.together(*["EXECUTE claim(20);"] * 2)
+    assert (len(first + second), len({row[0] for row in first + second})) == (40, 40)
 
 
 def test_a_batch_ends_where_it_ended_at_the_first_attempt(database: Database) -> None:
-    database(subscribe(81, webhook=True) + append(81, 1) + append(81, 2))
-    failed = f"EXECUTE failed('{uuid(1)}', 2, interval '0');"
-    attempts = database(
-        "EXECUTE claim(1);" + failed + append(81, 3) + "EXECUTE claim(1);"
-    )
-    assert attempts == [[uuid(1), "2", "0", "0"], ["3"], [uuid(1), "2", "1", "0"]]
+    database(subscribe(81, webhook=True) + append(81, [1, 2]))
+    attempts = claim(database)
+    database(failed(2) + append(81, [3]))
+    assert attempts + claim(database) == [(uuid(1), 2, 0, 0), (uuid(1), 2, 1, 0)]
+    rows = database(f"EXECUTE batch('{uuid(1)}');")
+    assert [row[:2] for row in rows] == [["1", uuid(1)], ["2", uuid(2)]]
 
 
 def test_a_batch_holds_at_most_100_entries_of_its_own_subscription(
     database: Database,
 ) -> None:
     database(subscribe(81, 1, webhook=True) + subscribe(81, 2, webhook=True))
-    database("".join(append(81, n, 1 + n % 2) for n in range(300)))
-    ends = {row[0]: row[1] for row in database("EXECUTE claim(10);")}
-    assert ends == {uuid(1): "199", uuid(2): "200"}
+    database("".join(append(81, [n], 1 + n % 2) for n in range(300)))
+    ends = {row[0]: row[1] for row in claim(database)}
+    assert ends == {uuid(1): 199, uuid(2): 200}
+    assert len(database(f"EXECUTE batch('{uuid(1)}');")) == 100
+
+
+def test_a_webhook_of_an_old_subscription_begins_at_the_end_of_the_feed(
+    database: Database,
+) -> None:
+    database(subscribe(81) + append(81, [1, 2]))
+    database(add_webhook(1))
+    assert claim(database) == []
+    database(append(81, [3]))
+    assert claim(database) == [(uuid(1), 3, 0, 0)]
+    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["3"]
 
 
 def test_after_the_last_attempt_a_webhook_is_suspended_where_it_stood(
     database: Database,
 ) -> None:
-    database(subscribe(81, webhook=True) + append(81, 1))
-    database(f"EXECUTE claim(1); EXECUTE failed('{uuid(1)}', 1, NULL);" + append(81, 2))
-    assert database("EXECUTE claim(1);") == []
-    assert database("SELECT state, acked_seq FROM webhooks;") == [["suspended", "0"]]
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    claim(database)
+    database(failed(1, "NULL") + append(81, [2]))
+    assert claim(database) == []
+    assert state(database)[0][:2] == ["suspended", "0"]
 
 
-def test_a_webhook_that_slept_through_a_purge_is_told_what_its_batch_follows_on(
+@pytest.mark.parametrize("before", ["pending", "suspended"])
+def test_a_test_message_that_succeeds_takes_a_webhook_up_where_it_stood(
+    database: Database, before: str
+) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    database(f"UPDATE webhooks SET state = '{before}', attempt = 10;")
+    assert claim(database) == []
+    database(f"EXECUTE ask_test('{uuid(1)}');")
+    ((_, url),) = database("EXECUTE claim_tests(9); EXECUTE claim_tests(9);")
+    database(report_test(1, "false, 500", url))
+    assert (state(database)[0][0], claim(database)) == (before, [])
+    database(report_test(1, "true, 204", url))
+    assert claim(database) == [(uuid(1), 1, 0, 0)]
+
+
+def test_a_test_message_leaves_an_active_webhook_as_it_is(database: Database) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    claim(database)
+    database(failed(1, "interval '1 hour'"))
+    before = database("SELECT state, attempt, due_at, acked_seq FROM webhooks;")
+    database(f"EXECUTE ask_test('{uuid(1)}'); EXECUTE claim_tests(9);")
+    database(report_test(1, "true, 200"))
+    assert database("SELECT state, attempt, due_at, acked_seq FROM webhooks;") == before
+
+
+def test_a_test_of_the_old_url_does_not_make_the_new_one_active(
     database: Database,
 ) -> None:
-    database(subscribe(81, webhook=True) + append(81, 1) + append(81, 86_400))
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    database(f"EXECUTE change_webhook('{uuid(1)}', 'https://new.example', NULL);")
+    database(report_test(1, "true, 200", URL))
+    assert (state(database)[0][0], claim(database)) == ("pending", [])
+
+
+def test_a_new_secret_signs_beside_the_old_one_for_a_day(database: Database) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    database(f"EXECUTE change_webhook('{uuid(1)}', NULL, 'two');")
+    database(f"EXECUTE change_webhook('{uuid(1)}', NULL, 'three');")
+    ((*_, both),) = database("EXECUTE claim(1);")
+    due = "UPDATE webhooks SET due_at = now(), old_until = now(); EXECUTE claim(1);"
+    ((*_, one),) = database(due)
+    three, two = (rf"\\x{word.encode().hex()}" for word in ("three", "two"))
+    assert both == f'{{"{three}","{two}"}}'
+    assert one == f'{{"{three}"}}'
+
+
+def test_every_attempt_and_every_test_is_in_the_log_with_its_status(
+    database: Database,
+) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    claim(database)
+    database(failed(1))
+    claim(database)
+    database(delivered(1))
+    rows = database(
+        "SELECT batch_to, attempt, status, error FROM attempts ORDER BY at;"
+    )
+    assert rows == [
+        ["", "1", "200", ""],
+        ["1", "1", "503", "unavailable"],
+        ["1", "2", "200", ""],
+    ]
+
+
+def test_what_was_delivered_is_sent_again_on_request_and_not_what_is_gone(
+    database: Database,
+) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]) + on(2) + append(81, [2, 3]))
+    claim(database)
+    database(delivered(3))
+    database(on(9) + "SELECT retire_feed_day('2026-03-01');")
+    resend = f"EXECUTE resend('{uuid(1)}', {{}});"
+    assert database(resend.format(0) + resend.format(3) + resend.format(1)) == [["1"]]
+    assert claim(database) == [(uuid(1), 3, 0, 0)]
+    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["2", "3"]
+
+
+def test_a_webhook_is_told_how_many_of_its_own_entries_were_deleted_unsent(
+    make_database: Callable[[], Database],
+) -> None:
+    database = make_database()
+    database(subscribe(81, webhook=True) + append(81, [1, 2]) + on(2) + append(81, [3]))
+    claim(database)
+    database(failed(3) + on(9) + "SELECT retire_feed_day('2026-03-01');")
     database("SELECT drop_feed_day('2026-03-01');")
-    assert database("EXECUTE claim(1);") == [[uuid(1), "2", "0", "1"]]
+    assert claim(database) == [(uuid(1), 3, 1, 2)]
+    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["3"]
+    database(delivered(3, missed=2) + append(81, [4]))
+    assert claim(database) == [(uuid(1), 4, 0, 0)]
 
 
-def test_webhooks_that_fail_at_random_get_every_entry_in_order(
+def test_entries_of_other_subscriptions_that_are_deleted_raise_no_alarm(
     database: Database,
 ) -> None:
-    random = Random(5)
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    claim(database)
+    database(delivered(1) + append(81, range(2, 50), 2))
+    database(on(9) + "SELECT retire_feed_day('2026-03-01');" + append(81, [50]))
+    assert claim(database) == [(uuid(1), 50, 0, 0)]
+
+
+def test_a_webhook_whose_whole_batch_is_deleted_has_nothing_to_send(
+    database: Database,
+) -> None:
+    database(subscribe(81, webhook=True) + append(81, [1]))
+    claim(database)
+    database(failed(1) + on(9) + "SELECT retire_feed_day('2026-03-01');")
+    assert (claim(database), state(database)) == ([], [["active", "1", "t"]])
+    database(delivered(1) + append(81, [2]))  # its answer comes too late to count
+    assert claim(database) == [(uuid(1), 2, 0, 1)]
+
+
+def test_a_quiet_subscription_is_claimed_without_reading_the_others_entries(
+    database: Database,
+) -> None:
+    database(
+        subscribe(81, 1, webhook=True) + "UPDATE feeds SET entries_a_minute = 9999;"
+    )
+    database(append(81, range(5_000), 2) + append(81, [5_000]) + "ANALYZE;")
+    explained = "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) EXECUTE claim(1);"
+    (plan,) = json.loads("\n".join("\t".join(row) for row in database(explained)))
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_webhooks_that_fail_at_random_get_every_entry_in_order(
+    database: Database, seed: int
+) -> None:
+    random = Random(seed)
     database(subscribe(81, webhook=True))
     received: list[int] = []
-    for round_ in range(15):
-        news = "".join(append(81, 10 * round_ + n) for n in range(random.randrange(4)))
-        claimed = database(f"BEGIN; {news} COMMIT; SELECT 'claim'; EXECUTE claim(1);")
-        for row in claimed[claimed.index(["claim"]) + 1 :]:
-            batch_to, after = int(row[1]), int(row[3])
+    for round_ in range(40):
+        database(append(81, range(10 * round_, 10 * round_ + random.randrange(4))))
+        for subscription, batch_to, _, missed in claim(database):
             outcome = random.choice(("delivered", "failed", "lost answer"))
             if outcome != "failed":
-                new = range(max(after, *received[-1:], 0) + 1, batch_to + 1)
-                received.extend(new)
+                rows = database(f"EXECUTE batch('{subscription}');")
+                received += [int(r[0]) for r in rows if int(r[0]) not in received]
             settle = {
-                "delivered": f"EXECUTE delivered('{row[0]}', {batch_to});",
-                "failed": f"EXECUTE failed('{row[0]}', {batch_to}, interval '0');",
+                "delivered": delivered(batch_to, missed),
+                "failed": failed(batch_to),
                 "lost answer": "UPDATE webhooks SET due_at = now();",  # the lease ran out
             }
             database(settle[outcome])
@@ -1069,41 +1522,97 @@ def test_webhooks_that_fail_at_random_get_every_entry_in_order(
     assert received[: int(acked)] == list(range(1, int(acked) + 1)) != []
 
 
+def test_an_append_beside_a_settlement_is_not_forgotten(database: Database) -> None:
+    database(subscribe(81, webhook=True))
+    writer = "".join(append(81, [n]) for n in range(150))
+    deliverer = (
+        "EXECUTE claim(1); SELECT coalesce(batch_to, 0) AS batch FROM webhooks \\gset\n"
+        f"EXECUTE delivered('{uuid(1)}', :batch, 0, 200);\n"
+    )
+    database.together(writer, deliverer * 100)
+    ((head, acked, idle),) = database(
+        "SELECT head_seq, acked_seq, due_at IS NULL FROM webhooks;"
+    )
+    assert (head, idle) == ("150", "t" if acked == head else "f")
+
+
+# --- Moving a feed
+
+MOVED = ("feeds", "subscriptions", "thresholds", "takeovers", "webhooks")
+
+
+def copy_feed(source: Database, target: Database, tables: Iterable[str]) -> None:
+    """Copy rows of client 81 that the target does not have."""
+    for table in tables:
+        path = source.cluster.folder / f"{table}.copy"
+        of_client = (
+            "client_id = 81"
+            if "client_id" in columns(source, table)
+            else "subscription_id IN (SELECT subscription_id FROM subscriptions WHERE client_id = 81)"
+        )
+        source(f"\\copy (SELECT * FROM {table} WHERE {of_client}) TO '{path}'\n")
+        target(
+            f"CREATE TEMPORARY TABLE copied (LIKE {table});\n\\copy copied FROM '{path}'\n"
+            f"INSERT INTO {table} SELECT * FROM copied ON CONFLICT DO NOTHING; DROP TABLE copied;"
+        )
+
+
+def columns(database: Database, table: str) -> set[str]:
+    rows = database(
+        "SELECT column_name FROM information_schema.columns"
+        f" WHERE table_schema = 'public' AND table_name = '{table}';"
+    )
+    return {name for (name,) in rows}
+
+
+def test_a_feed_moves_to_another_pair_without_losing_or_renumbering_an_entry(
+    make_database: Callable[[], Database],
+) -> None:
+    old, new = make_database(), make_database()
+    old(subscribe(81, webhook=True) + subscribe(82, 2) + append(81, range(10)))
+    entries = ("notifications", "deliveries")
+    copy_feed(old, new, entries)  # while it is in use:
+    old(append(81, range(10, 20)))
+    old("UPDATE feeds SET moved_to = 'pair 2' WHERE client_id = 81;")
+    assert "a feed has moved" in old.error(append(81, [20]))
+    assert "a feed has moved" in old.error(
+        f"SELECT request_change(81, '{uuid(1)}', 5::smallint, now(), '{{3}}');"
+    )
+    assert (claim(old), old(append(82, [20], 2))) == ([], [["1"]])
+    copy_feed(old, new, (*entries, *MOVED))
+    new("UPDATE feeds SET moved_to = NULL;")
+    new(append(81, range(15, 25)))  # the log again, from before the move
+    assert claim(new) == [(uuid(1), 25, 0, 0)]
+    rows = new("EXECUTE pull(81, 0, 99);")
+    assert [(row[1], row[2]) for row in rows] == [
+        (str(n + 1), uuid(n)) for n in range(25)
+    ]
+
+
 # --- The start with one PostgreSQL ----------------------------------------------------
 
 
-def take(image: Image) -> str:
+def take(image: Image, arrived: int | None = None) -> str:
     values = f"{image.client}, '{rfc3339(image.at)}', '{image.image_id}', {image.red}::smallint"
-    return f"SELECT coalesce(take({values}), 0);"
+    return f"SELECT take({values}, '{rfc3339(arrived or image.at)}');"
 
 
-@pytest.fixture
-def started(database: Database) -> Database:
-    """The start version with days enough for the logs of these tests."""
-    days = "SELECT open_day('{}', d::date) FROM generate_series({}, {}, '1 day') AS d;"
-    first, last = "date '2026-03-17'", "date '2026-03-20'"
-    database(
-        days.format("images", first, last) + days.format("notifications", first, last)
-    )
-    return database
-
-
-def test_the_start_version_counts_as_brute_force_does(started: Database) -> None:
+def test_the_start_version_counts_as_brute_force_does(database: Database) -> None:
     random = Random(11)
     log = make_log(random, make_images(random, 1000, days=3))
-    started("BEGIN;" + "".join(take(image) for _, image in log) + "COMMIT;")
+    database("BEGIN;" + "".join(take(image) for _, image in log) + "COMMIT;")
     questions = random_questions(random, 150, days=3)
     asked = "".join(
         f"EXECUTE statistics({client}, '{rfc3339(since)}', '{rfc3339(until)}', {above});"
         for client, since, until, above in questions
     )
-    answers = [(int(images), int(redder)) for images, redder in started(asked)]
+    answers = [(int(images), int(redder)) for images, redder in database(asked)]
     assert answers == [
         brute_force({i for _, i in log}, *question) for question in questions
     ]
 
 
-def test_the_start_version_notifies_as_the_matcher_does(started: Database) -> None:
+def test_the_start_version_notifies_as_the_matcher_does(database: Database) -> None:
     random = Random(12)
     subscriptions = {name: uuid(number) for number, name in enumerate("abc")}
     script: list[str] = []
@@ -1112,59 +1621,144 @@ def test_the_start_version_notifies_as_the_matcher_does(started: Database) -> No
     matchers = {
         client: NAMES["Matcher"](highest=-1) for client in (81, 1, 2, 2**53 - 1)
     }
-    for message in mixed_log(random):
+    for arrived, message in mixed_log(random):
         if isinstance(message, Image):
             matcher = matchers[message.client]
-            passed = matcher.image(message.client, message.at, message.red)
-            script.append(take(message))
+            passed = matcher.image(message.client, message.at, message.red, arrived)
+            script.append(take(message, arrived))
             if passed:
                 expected.setdefault(
                     message.image_id, {subscriptions[s] for s in passed}
                 )
-        elif message.threshold is not None and message.client == 81:
+        elif message.client == 81:
             name = message.subscription
             known = len(matchers[81].history.get(81, {}).get(name, []))
             if message.version != known + 1:
                 continue
             matchers[81].change(*message)
-            subscription = subscriptions[name]
+            threshold = "NULL" if message.threshold is None else message.threshold
             time = rfc3339(message.requested_at)
-            values = f"81, '{subscription}', {message.threshold}::smallint, '{time}'"
+            values = f"81, '{subscriptions[name]}', {threshold}::smallint, '{time}'"
             script.append(f"SELECT set_threshold({values});")
-    started("BEGIN;" + "".join(script) + "COMMIT;")
-    rows = started(
+    database("BEGIN;" + "".join(script) + "COMMIT;")
+    rows = database(
         "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
     )
     assert {image: set(ids.split()) for image, ids in rows} == expected != {}
 
 
-def test_a_late_image_of_a_dropped_day_is_counted_but_notifies_nobody(
-    started: Database,
+@pytest.mark.parametrize("late", [7 * DAY, 7 * DAY + 1])
+def test_at_the_start_an_image_a_week_late_is_counted_and_notifies_a_quiet_client_or_not(
+    database: Database, late: int
 ) -> None:
-    started("SELECT set_threshold(81, gen_random_uuid(), 5::smallint, '2026-02-28Z');")
-    started("SELECT drop_feed_day('2026-03-01');")
-    first, last = (Image(81, START + n, uuid(n), 9000) for n in (1, DAY))
-    assert started(take(first) + take(last)) == [["0"], ["1"]]
+    database("SELECT set_threshold(81, gen_random_uuid(), 5::smallint, '2026-02-28Z');")
+    image = Image(81, START, uuid(1), 9000)
+    assert database(take(image, START + late)) == [["1" if late == 7 * DAY else "0"]]
     counted = "EXECUTE statistics(81, '2026-03-01Z', '2026-03-02Z', 0);"
-    assert started(counted) == [["1", "1"]]
+    assert database(counted) == [["1", "1"]]
+
+
+def test_changes_of_the_start_version_are_in_the_outbox_and_change_nothing_again(
+    database: Database,
+) -> None:
+    change = f"SELECT set_threshold(81, '{uuid(1)}', {{}}::smallint, '2026-02-28Z');"
+    database(change.format(5) + change.format(6))
+    rows = database("SELECT change->>'version' FROM outbox ORDER BY id;")
+    assert rows == [["1"], ["2"]]
+    again = f"SELECT coalesce(activate(81, '{uuid(1)}', {{}})::text, 'known');"
+    assert database(again.format(1) + again.format(2)) == [["known"], ["known"]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_switch_from_the_start_version_to_matchers_loses_no_change_and_no_entry(
+    database: Database, seed: int
+) -> None:
+    log = mixed_log(Random(seed))
+    log = [(t, m) for t, m in log if m.client == 81]
+    subscriptions = {name: uuid(number) for number, name in enumerate("abc")}
+    step_1, step_5 = len(log) // 3, 2 * len(log) // 3
+    script = ["BEGIN;"]
+    known: Counter[str] = Counter()
+    for position, (arrived, message) in enumerate(log[:step_5]):
+        if isinstance(message, Image):
+            script.append(take(message, arrived))
+            continue
+        name = message.subscription
+        threshold = "NULL" if message.threshold is None else message.threshold
+        values = f"81, '{subscriptions[name]}', {threshold}::smallint, '{rfc3339(message.requested_at)}'"
+        if message.version > known[name]:
+            known[name] = message.version
+            if position < step_1:
+                script.append(f"SELECT set_threshold({values});")
+                continue
+            script.append(f"SELECT request_change({values}, '{{3}}');")
+        script.append(
+            f"SELECT activate(81, '{subscriptions[name]}', {message.version});"
+        )
+    script.append("INSERT INTO matchers SELECT 3, 0, highest_at FROM feeds; COMMIT;")
+    database("\n".join(script))
+    rest = []
+    for arrived, message in log[step_5:]:
+        if isinstance(message, Change):
+            name = message.subscription
+            message = message._replace(subscription=subscriptions[name])
+            if message.version > known[name]:
+                known[name] = message.version
+                threshold = "NULL" if message.threshold is None else message.threshold
+                database(
+                    f"SELECT request_change(81, '{message.subscription}',"
+                    f" {threshold}::smallint, now(), '{{3}}');"
+                )
+        rest.append((arrived, message))
+    process = MatcherProcess(database, 3)
+    while process.next_offset < len(rest):
+        process.step(rest, 20, crash=False)
+    rows = database(
+        "SELECT subscription_id, version, max(active_from) FROM takeovers GROUP BY 1, 2;"
+    )
+    active = {(s, int(v)): milliseconds(at.removesuffix("+00")) for s, v, at in rows}
+    promised: dict[str, list[tuple[int, int | None]]] = {s: [] for s in "abc"}
+    expected: dict[str, set[str]] = {}
+    for arrived, message in log:
+        if isinstance(message, Change):
+            versions = promised[message.subscription]
+            if message.version > len(versions):
+                key = subscriptions[message.subscription], message.version
+                versions.append((active[key], message.threshold))
+            continue
+        passed = set()
+        for name, versions in promised.items():
+            in_force = [value for since, value in versions if since <= message.at]
+            holds = in_force[-1] if in_force else None
+            deleted = bool(versions) and versions[-1][1] is None
+            if holds is not None and not deleted and message.red > holds:
+                passed.add(subscriptions[name])
+        if passed and message.at >= arrived - 7 * DAY:
+            expected.setdefault(message.image_id, passed)
+    rows = database(
+        "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
+    )
+    assert {image: set(ids.split()) for image, ids in rows} == expected
+    assert len(active) > 10 and len(expected) > 50
 
 
 def test_the_start_version_refuses_an_erased_client_also_while_it_is_being_erased(
-    started: Database,
+    database: Database,
 ) -> None:
     images = [
         Image(client, START + n, uuid(n), 9) for client in (81, 1) for n in (1, 2)
     ]
-    started("".join(take(image) for image in images))
+    database("".join(take(image) for image in images))
     news = "".join(take(Image(81, START + n, uuid(n), 9)) for n in range(2, 300))
     erase = "SELECT pg_sleep(0); SELECT erase_client(81);"
-    started.together(news, erase, news)
-    started(take(images[0]))
+    database.together(news, erase, news)
+    change = f"SELECT set_threshold(81, '{uuid(1)}', 5::smallint, now());"
+    assert database(take(images[0]) + change) == [[""], [""]]
     tables = ("images", "day_counts", "feeds", "notifications")
     counts = "".join(f"SELECT count(*) FROM {t} WHERE client_id = 81;" for t in tables)
-    assert started(counts) == [["0"]] * 4
+    assert database(counts) == [["0"]] * 4
     whole = "EXECUTE statistics(1, '2026-03-01Z', '2026-03-02Z', 0);"
-    assert started(whole) == [["2", "2"]]
+    assert database(whole) == [["2", "2"]]
 
 
 # --- What RED sent and what arrived ---------------------------------------------------
