@@ -37,7 +37,8 @@ HOUR = 3_600_000
 DAY = 24 * HOUR
 CLIENTS = (81, 7)
 REDS = (0, 4199, 4200, 4201, 10_000)
-STEPS = 30
+STEPS = 25
+FRAGILE = ("rebuild_hour", "rebuild_hour", "rebuild", "save", "insert", "resume")
 
 
 class WrongError(Exception):
@@ -105,9 +106,12 @@ class World:
         self.depth = 0
         self.trace: list[str] = []
         self.used = ""
-        # Every seed has its own mood, so that rare things come together in some of them.
-        self.dying = self.random.choice((0.0, 0.05, 0.2))
-        self.mingling = self.random.choice((0.0, 0.1, 0.3))
+        # Every seed has its own mood, so that rare things come together in some of them,
+        # around one statement above all.
+        self.fragile = self.random.choice(FRAGILE)
+        self.crashes = self.random.choice((0, 1, 1, 2, 3))
+        self.most = self.random.choice((2, 5, 12))
+        self.mingling = self.random.choice((0.02, 0.1))
         self.weights = [self.random.choice((1, 2, 4)) for _ in range(11)]
         self.zombies: list[Zombie] = []
         self.images: list[Image] = []
@@ -138,9 +142,7 @@ class World:
                     server, "save", partition=partition, next_offset=0, **progress
                 )
         # RED's ingest nodes, the second of which may have an old copy of the routes.
-        routes = names["Routes"](
-            epochs=[(0, 1)], spread={}, valid_to=self.now + 60_000
-        )
+        routes = names["Routes"](epochs=[(0, 1)], spread={}, valid_to=self.now + 60_000)
         self.routes = [routes, routes]
 
     # --- Running a statement ----------------------------------------------------------
@@ -171,10 +173,14 @@ class World:
     def runner(self, process: Process) -> Callable[..., Any]:
         """What a counter gets as `run`: others act between its steps, and it may die there."""
 
-        def pause(left: Zombie | None) -> None:
-            self.others()
-            if process.dead or self.random.random() < self.dying:
+        def pause(name: str, left: Zombie | None) -> None:
+            fragile = name.startswith(self.fragile)
+            self.others(0.7 if fragile else self.mingling)
+            crashes = 0.5 if fragile else 0.03
+            if not process.dead and self.crashes and self.random.random() < crashes:
+                self.crashes -= 1
                 process.dead = True
+            if process.dead:
                 if left:
                     self.zombies.append(left)
                 raise CrashError
@@ -182,24 +188,24 @@ class World:
         def run(name: str, /, **parameters: Any) -> Any:
             statement = Zombie(process.server, name, parameters)
             writes = name not in ("resume", "erased")
-            pause(statement if writes else None)
+            pause(name, statement if writes else None)
             if name.startswith("rebuild") and self.random.random() < 0.6:
                 self.read_first(statement)
-                pause(statement)
+                pause(name, statement)
                 self.write_after(statement)
                 rows = []
             else:
                 rows = self.execute(process.server, name, **parameters)
-            pause(None)
+            pause(name, None)
             return rows
 
         return run
 
     # --- What may happen --------------------------------------------------------------
 
-    def others(self) -> None:
+    def others(self, likely: float) -> None:
         """Between two steps of a counter, now and then somebody else does something."""
-        if self.depth < 2 and self.random.random() < self.mingling:
+        while self.depth < 2 and self.random.random() < likely:
             self.depth += 1
             self.step()
             self.depth -= 1
@@ -207,7 +213,7 @@ class World:
     def step(self) -> None:
         actions: list[tuple[float, Callable[[], None]]] = [
             (3, self.wait),
-            (4, self.send),
+            (4 if len(self.images) < self.most else 0, self.send),
             (4, self.take),
             (2, self.save),
             (2, self.close),
@@ -355,9 +361,11 @@ class World:
         random = self.random
         asked = self.servers if self.halves else [random.choice(self.servers)]
         client = random.choice(CLIENTS)
-        unit = random.choice((1, HOUR, DAY))
-        since = START - DAY + random.randrange(3 * DAY) // unit * unit
-        until = since + random.randrange(4 * DAY) // unit * unit + unit
+        unit = random.choice((1, HOUR, DAY, None))
+        since, until = START, self.now + DAY
+        if unit:
+            since = START - DAY + random.randrange(3 * DAY) // unit * unit
+            until = since + random.randrange(4 * DAY) // unit * unit + unit
         above = random.choice((0, 4199, 4200, 9_999))
         step = random.choice(("all", "all", "hour", "day"))
         as_of = self.now
@@ -419,13 +427,12 @@ class World:
             counter.save()
         while self.zombies:
             self.continue_zombie()
-        for _ in range(2):
-            self.read(exact=True)
+        self.read(exact=True)
         server = self.random.choice(self.servers)
         ((done, _),) = self.execute(server, "watermark")
-        day = self.random.choice((START, START + DAY))
-        if found := self.execute(server, "audit", day=day, done=milliseconds(done)):
-            raise WrongError(f"the audit of {server.database} finds {found}")
+        for day in (START, START + DAY):
+            if found := self.execute(server, "audit", day=day, done=milliseconds(done)):
+                raise WrongError(f"the audit of {server.database} finds {found}")
         self.check_erasure(server)
 
     def check_erasure(self, server: Server) -> None:
