@@ -501,6 +501,8 @@ class StartWorld:
         ]
         for number in range(24):
             at = START + self.random.randrange(3 * DAY)
+            if number % 4 == 0:
+                at = at // DAY * DAY
             image_id = f"{seed:08x}-0000-7000-8000-{number:012x}"
             client, red = self.random.choice(self.clients), self.random.choice(REDS)
             relay = self.random.choice(self.relays)
