@@ -470,6 +470,132 @@ def brute_force(
     return bars
 
 
+@dataclass
+class Relay:
+    """RED's relay, with a session of the start version and what it has to post in it."""
+
+    run: Callable[[str], list[list[str]]]
+    outbox: str
+    images: list[Image] = field(default_factory=list)
+    posted: int = 0
+    batch: list[Image] | None = None  # in an open transaction
+    taken: int = 0
+
+
+class StartWorld:
+    """The start version: transactions of two relays interleaved, an erasure, crashes.
+
+    A session that has to wait for a lock gives up at once and is rolled back, as if its
+    process had died; so one thread is enough, and a seed does the same each time.
+    """
+
+    def __init__(self, seed: int, sessions: list[Callable[[str], list[list[str]]]]):
+        self.random = Random(seed)
+        self.reader, *writers = sessions
+        self.clients = tuple(10 * seed + n for n in (1, 2))
+        self.counted: set[Image] = set()
+        self.erased: set[int] = set()
+        self.relays = [
+            Relay(run, f"{seed:08x}-0000-4000-8000-{n:012x}")
+            for n, run in enumerate(writers)
+        ]
+        for number in range(24):
+            at = START + self.random.randrange(3 * DAY)
+            image_id = f"{seed:08x}-0000-7000-8000-{number:012x}"
+            client, red = self.random.choice(self.clients), self.random.choice(REDS)
+            relay = self.random.choice(self.relays)
+            relay.images.append(Image(client, at, image_id, red))
+
+    def step(self) -> None:
+        relay = self.random.choice(self.relays)
+        if self.random.random() < 0.02:
+            self.erase(relay)
+        elif relay.batch is None:
+            first = relay.posted
+            relay.batch = relay.images[first : first + self.random.randint(1, 5)]
+            relay.taken = 0
+            relay.run("BEGIN;")
+        elif self.random.random() < 0.05:
+            self.end(relay, "ROLLBACK")
+        elif relay.taken < len(relay.batch):
+            image = relay.batch[relay.taken]
+            values = f"'{rfc3339(image.at)}', '{image.image_id}', {image.red}::smallint"
+            self.write(relay, f"SELECT take({image.client}, {values});")
+            relay.taken += 1
+        else:
+            self.acknowledge(relay, relay.batch)
+        if self.random.random() < 0.3:
+            self.read()
+
+    def write(self, relay: Relay, sql: str) -> bool:
+        """Whether it was executed. If not, the transaction is rolled back."""
+        if relay.run(sql + "\n\\echo :ERROR")[-1] == ["false"]:
+            return True
+        self.end(relay, "ROLLBACK")
+        return False
+
+    def end(self, relay: Relay, how: str) -> None:
+        relay.run(f"{how};")
+        relay.batch = None
+
+    def acknowledge(self, relay: Relay, batch: list[Image]) -> None:
+        first = relay.posted + 1
+        receipt = (
+            f"EXECUTE receive('{relay.outbox}', {first}, {first + len(batch) - 1});"
+        )
+        if not batch or not self.write(relay, receipt):
+            return
+        self.end(relay, "COMMIT")
+        self.counted |= {i for i in batch if i.client not in self.erased}
+        if self.random.random() < 0.8:  # else the response is lost
+            relay.posted += len(batch)
+
+    def erase(self, relay: Relay) -> None:
+        client = self.random.choice(self.clients)
+        if relay.batch is None:
+            relay.run("BEGIN;")
+            if self.write(relay, f"SELECT erase_client({client});"):
+                self.end(relay, "COMMIT")
+                self.erased.add(client)
+                self.counted = {i for i in self.counted if i.client != client}
+
+    def read(self) -> None:
+        client, above = self.random.choice(self.clients), self.random.choice(REDS)
+        unit = self.random.choice((1, HOUR, DAY))
+        since = START - DAY + self.random.randrange(3 * DAY) // unit * unit
+        until = since + self.random.randrange(5 * DAY) // unit * unit + unit
+        interval = f"'{rfc3339(since)}', '{rfc3339(until)}'"
+        ((images, redder),) = self.reader(
+            f"EXECUTE statistics({client}, {interval}, {above});"
+        )
+        own = {image for image in self.counted if image.client == client}
+        expected = brute_force(own, since, until, above, 0).get(0, (0, 0))
+        if (int(images), int(redder)) != expected:
+            raise WrongError(f"client {client}, {interval}: {images}, not {expected}")
+
+    def finish(self) -> None:
+        while any(relay.posted < len(relay.images) for relay in self.relays):
+            self.step()
+        self.read()
+        if missing := self.reader("EXECUTE missing;"):
+            raise WrongError(f"missing numbers: {missing}")
+        gone = ", ".join(map(str, self.erased)) or "0"
+        for table in ("images", "day_counts", "feeds"):
+            rows = self.reader(f"SELECT * FROM {table} WHERE client_id IN ({gone});")
+            if rows:
+                raise WrongError(f"{table} still has {rows} of an erased client")
+
+
+def simulate_start(seed: int, sessions: list[Callable[[str], list[list[str]]]]) -> None:
+    """Run one seed of the start version in three sessions of its database."""
+    world = StartWorld(seed, sessions)
+    try:
+        world.finish()
+    finally:
+        for relay in world.relays:
+            relay.run("ROLLBACK;")
+
+
 def simulate(seed: int, engine: ClickHouse, names: dict[str, Any]) -> list[str]:
     """Run one seed; return what was executed, or raise WrongError if a promise was broken."""
     world = World(seed, engine, names)

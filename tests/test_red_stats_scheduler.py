@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
+from shutil import which
 
 import pytest
-from red_stats_scheduler import Task, Worker, pool
+from red_stats_postgresql import POSTGRESQL, Cluster, Database, postgresql_binaries
+from red_stats_scheduler import Task, Worker, WrongError, pool, simulate_start
 
 SEEDS = int(os.environ.get("RED_STATS_SEEDS", "150"))
 
@@ -79,3 +81,33 @@ def test_a_seed_does_the_same_each_time(workers: ProcessPoolExecutor) -> None:
     task = Task(3, trace=True)
     first, second = (workers.submit(Worker.run, task).result() for _ in range(2))
     assert first == second != ""
+
+
+@pytest.fixture(scope="module")
+def start_version() -> Iterator[list[Database]]:
+    """Three sessions of the start version, which do not wait for each other's locks."""
+    binaries = postgresql_binaries()
+    if binaries is None or which("psql") is None:
+        pytest.skip("PostgreSQL's initdb and psql are not installed")
+    cluster = Cluster(binaries)
+    cluster.start()
+    cluster.run("postgres", "".join(block.code for block in POSTGRESQL))
+    sessions = [Database(cluster, "postgres") for _ in range(3)]
+    for session in sessions:
+        session("\\set ON_ERROR_STOP off\nSET lock_timeout = '5ms';")
+    yield sessions
+    for session in sessions:
+        session.close()
+    cluster.stop()
+
+
+def test_no_interleaving_breaks_a_promise_of_the_start_version(
+    start_version: list[Database],
+) -> None:
+    wrong = []
+    for seed in range(1, SEEDS // 5):
+        try:
+            simulate_start(seed, list(start_version))
+        except WrongError as error:
+            wrong.append(f"seed {seed}: {error}")
+    assert wrong == []
