@@ -10,7 +10,7 @@ import pytest
 from red_stats_postgresql import POSTGRESQL, Cluster, Database, postgresql_binaries
 from red_stats_scheduler import Task, Worker, WrongError, pool, simulate_start
 
-SEEDS = int(os.environ.get("RED_STATS_SEEDS", "150"))
+SEEDS = int(os.environ.get("RED_STATS_SEEDS", "40"))
 
 # What is taken out of the document, and a seed that then breaks a promise.
 WITHOUT: dict[str, tuple[int, tuple[tuple[str, str], ...]]] = {
