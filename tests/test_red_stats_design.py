@@ -325,38 +325,6 @@ def test_a_counting_view_counts_a_repeated_image_twice_and_the_set_once(
     assert (int(images), int(counted)) == (1, 2)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_statistics_are_those_of_a_brute_force_count_through_repeats_lateness_and_crashes(
-    clickhouse: ClickHouse, seed: int
-) -> None:
-    random = Random(seed)
-    log = make_log(random, make_images(random, 500, days=2))
-    server = Server(clickhouse, first_start=START + 5 * HOUR)
-    furthest = asked = 0
-    wrong: list[object] = []
-    while server.next_offset < len(log):
-        for _ in range(random.randint(1, 3)):
-            if server.next_offset < len(log):
-                server.take(log, random.randint(1, 60))
-        furthest = max(furthest, server.next_offset)
-        if random.random() < 0.3:
-            server.start()  # the counter died before it could save
-            continue
-        server.save()
-        # While it catches up after a crash, what it had taken before may count already.
-        by_now, at_most = (
-            {image for _, image in log[:offset]}
-            for offset in (server.next_offset, furthest)
-        )
-        for question in random_questions(random, 8, days=2):
-            asked += 1
-            answer = clickhouse.count(*question)
-            low, high = brute_force(by_now, *question), brute_force(at_most, *question)
-            if not all(a <= b <= c for a, b, c in zip(low, answer, high, strict=True)):
-                wrong.append((question, low, answer, high))
-    assert (wrong, by_now == at_most, asked >= 40) == ([], True, True)
-
-
 @pytest.fixture(scope="session")
 def taken_days(clickhouse_server: ClickHouse) -> set[Image]:
     """Two days with repeats and late images, taken into the database `taken_days`."""
