@@ -273,7 +273,7 @@ class World:
 
     def change_leader(self) -> None:
         """The broker that stamps the log fails over to one whose clock is different."""
-        self.skew = self.random.randint(-1_000, 1_000)
+        self.skew = self.random.randint(-999, 999)
 
     def renew_routes(self) -> None:
         """The table of routes grows; one ingest node or the other hears of it."""
@@ -316,7 +316,7 @@ class World:
         end = first + len(batch)
         stamp = max((record.stamp for record in batch), default=0)
         if end == len(log):
-            stamp = max(stamp, self.now + self.random.randint(-1_000, 1_000))
+            stamp = max(stamp, self.now + self.random.randint(-999, 999))
         counter.take(partition, end, stamp, [record.message for record in batch])
 
     def save(self) -> None:
@@ -501,6 +501,8 @@ class StartWorld:
         ]
         for number in range(24):
             at = START + self.random.randrange(3 * DAY)
+            if number % 4 == 0:
+                at = at // DAY * DAY
             image_id = f"{seed:08x}-0000-7000-8000-{number:012x}"
             client, red = self.random.choice(self.clients), self.random.choice(REDS)
             relay = self.random.choice(self.relays)
