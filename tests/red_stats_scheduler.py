@@ -80,6 +80,7 @@ class Process:
     """A counter and its two threads, one of which takes and saves while the other closes."""
 
     server: "Server"
+    machine: int
     counter: Any = None
     dead: bool = False
     busy: set[str] = field(default_factory=set)
@@ -94,6 +95,7 @@ class Server:
     process: Process | None = None
     watermark: tuple[int, int] | None = None
     backed_up: bool = False
+    machine: int = 1  # what runs on a machine that is lost does not go on
 
 
 class World:
@@ -183,7 +185,7 @@ class World:
                 self.crashes -= 1
                 process.dead = True
             if process.dead:
-                if left:
+                if left and process.machine == process.server.machine:
                     self.zombies.append(left)
                 raise CrashError
 
@@ -238,7 +240,7 @@ class World:
         random = self.random
         for _ in range(random.randint(1, 3)):
             if self.images and random.random() < 0.3:
-                image = random.choice(self.images[-3:])
+                image = random.choice(random.choice((self.images, self.images[-3:])))
             else:
                 at = random.choice((self.now, self.now, *self.late_hours))
                 if random.random() < 0.3:
@@ -292,7 +294,7 @@ class World:
         server = self.random.choice(self.servers)
         process = server.process
         if process is None:
-            process = server.process = Process(server)
+            process = server.process = Process(server, server.machine)
             thread = "start"
         elif thread in process.busy or "start" in process.busy:
             return
@@ -341,6 +343,7 @@ class World:
         backup = f"{server.database}_backup"
         if server.backed_up:
             self.use(server, "is lost and restored")
+            server.machine += 1
             if server.process is not None:
                 server.process.dead = True
                 server.process = None
