@@ -17,6 +17,10 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "red_stats_design.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 
+# A backup copies progress first, so that it is behind what it describes.
+TABLES = ("progress", "events", "histograms", "erased")
+
+
 class Block(NamedTuple):
     """A fenced block; `line` is the document's number of the first line inside."""
 
@@ -137,13 +141,22 @@ class ClickHouse:
     def use(self, database: str) -> None:
         self.query(f"USE {database}")
 
-    def emptied(self, database: str) -> None:
-        """The same, cheaper, if the database was made by `fresh` before."""
+    def prepare(self, database: str) -> None:
+        """Make `database`, unless it is there."""
         if database not in self.made:
             self.fresh(database)
             self.made.add(database)
-        for table in ("events", "histograms", "progress", "erased"):
+
+    def emptied(self, database: str) -> None:
+        """`database` without rows, which is cheaper than a fresh one."""
+        self.prepare(database)
+        for table in TABLES:
             self.query(f"TRUNCATE TABLE {database}.{table}")
+
+    def copy(self, table: str, source: str, target: str) -> None:
+        """Make a table of `target` what it is in `source`."""
+        self.query(f"TRUNCATE TABLE {target}.{table}")
+        self.query(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table}")
 
     def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
         """The two numbers, asked for as the API does: watermark first, then statistics."""

@@ -24,6 +24,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from red_stats_document import (
+    TABLES,
     TEXT,
     ClickHouse,
     clickhouse_statements,
@@ -92,6 +93,7 @@ class Server:
     partitions: tuple[int, ...]
     process: Process | None = None
     watermark: tuple[int, int] | None = None
+    backed_up: bool = False
 
 
 class World:
@@ -112,7 +114,7 @@ class World:
         self.crashes = self.random.choice((0, 1, 1, 2, 3))
         self.most = self.random.choice((2, 5, 12))
         self.mingling = self.random.choice((0.02, 0.1))
-        self.weights = [self.random.choice((1, 2, 4)) for _ in range(11)]
+        self.weights = [self.random.choice((1, 2, 4)) for _ in range(12)]
         self.zombies: list[Zombie] = []
         self.images: list[Image] = []
         self.erased: dict[int, int] = {}  # client -> when
@@ -223,6 +225,7 @@ class World:
             (0.5, self.change_leader),
             (2 if self.halves else 0, self.renew_routes),
             (0.1, self.erase),
+            (0.2, self.back_up_or_restore),
         ]
         weights = [a * b for (a, _), b in zip(actions, self.weights, strict=True)]
         self.random.choices([action for _, action in actions], weights)[0]()
@@ -331,6 +334,28 @@ class World:
             process.dead = True
             if not process.busy:
                 process.server.process = None
+
+    def back_up_or_restore(self) -> None:
+        """Copy a server's tables while it works; or lose it, and begin with the copy."""
+        server = self.random.choice(self.servers)
+        backup = f"{server.database}_backup"
+        if server.backed_up:
+            self.use(server, "is lost and restored")
+            if server.process is not None:
+                server.process.dead = True
+                server.process = None
+            self.zombies = [z for z in self.zombies if z.server is not server]
+            server.watermark = None
+            for table in TABLES:
+                self.engine.copy(table, backup, server.database)
+        elif self.depth < 2:
+            self.engine.prepare(backup)
+            self.used = ""
+            for table in TABLES:
+                self.others(0.5)
+                self.use(server, f"is backed up: {table}")
+                self.engine.copy(table, server.database, backup)
+            server.backed_up = True
 
     def continue_zombie(self) -> None:
         if not self.zombies:
