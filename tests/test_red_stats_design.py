@@ -2093,15 +2093,28 @@ def test_every_example_answer_fits_the_interface(
         check(json.loads(example.body), content["schema"])
 
 
+SUBSCRIPTION = {
+    "subscription_id": "5b0f7a52-8d1e-4d0e-9a55-0c8f6f7d2a10",
+    "version": 1,
+    "threshold_bp": 5,
+    "active_from": None,
+}
+
+
 @pytest.mark.parametrize(
     ("schema", "instance"),
     [
         ("NewSubscription", {"threshold_bp": 10_000}),
         ("NewSubscription", {"threshold_bp": 42.17}),
-        (
-            "NewSubscription",
-            {"threshold_bp": 5, "webhook": {"url": "http://example.com"}},
+        *(
+            ("NewSubscription", {"threshold_bp": 5, "webhook": webhook})
+            for webhook in (
+                {"url": "http://example.com", "secret": "whsec_" + 32 * "a"},
+                {"url": "https://example.com", "secret": "whsec_tooshort"},
+                {"url": "https://example.com"},
+            )
         ),
+        ("Subscription", {**SUBSCRIPTION, "webhook": {"secret": "whsec_" + 32 * "a"}}),
         ("NewSubscription", {"threshold_bp": 5, "thresold": 6}),
         ("SubscriptionChange", {"threshold_bp": -1}),
         ("Time", "2026-03-01T00:00:00.0001Z"),
