@@ -14,6 +14,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import math
@@ -781,6 +782,7 @@ def red_stats() -> Iterator[Row]:
         yield from red_stats_query(engine, "days merged")
         yield from red_stats_bytes(engine)
     yield from red_stats_matcher()
+    yield from red_stats_feed()
 
 
 MARCH = 1_772_323_200_000
@@ -898,12 +900,87 @@ def red_stats_matcher() -> Iterator[Row]:
         matcher = names["Matcher"]()
         for number in range(subscriptions):
             matcher.change(1, number, 1, 9_000 + number % 1_000, 0)
-        return lambda: [matcher.image(1, 10, red) for red in reds]
+        return lambda: [matcher.image(1, 10, red, 10) for red in reds]
 
     ratio = median_ratio(images(1_000), images(10))
     yield Row(
         "an image against 1 000 subscriptions / against 10", f"{ratio:.2f}", "< 2"
     )
+
+
+RED_STATS_FEED = """
+SELECT open_day('images', today());
+SELECT open_day(parent, today()) FROM unnest(ARRAY['notifications', 'deliveries', 'attempts']) AS parent;
+CREATE FUNCTION subscription(client bigint) RETURNS uuid LANGUAGE sql AS $$ SELECT lpad(client::text, 32, '0')::uuid $$;
+SELECT set_threshold(client, subscription(client), 8820::smallint, now()) FROM generate_series(1, 1000) AS client;
+SELECT add_webhook(subscription(client), 'https://hooks.example.com/red', 'one') FROM generate_series(1, 1000) AS client;
+CREATE FUNCTION one_set(number bigint, clients integer, images integer) RETURNS bigint LANGUAGE sql AS $$
+    SELECT feed_append(array_agg((client, timestamptz '2026-03-01Z' + (number * images + n) * interval '1 ms', gen_random_uuid(), 9000,
+        ARRAY[subscription(client)])::passing))
+    FROM (SELECT n, 1 + (number * 37 + n) % clients AS client FROM generate_series(1, images) AS n) AS image $$;
+CREATE FUNCTION take_many(clients integer) RETURNS void LANGUAGE plpgsql AS $$ BEGIN
+    FOR n IN 1..1000 LOOP
+        PERFORM take(1 + n * 7919 % clients, date_trunc('milliseconds', now()) + n * interval '1 ms', gen_random_uuid(), (n * 37 % 9000)::smallint);
+    END LOOP; END $$;
+"""
+RED_STATS_SIZES = """
+SELECT sum(pg_total_relation_size(pg_class.oid)) FROM pg_inherits JOIN pg_class ON inhrelid = oid WHERE inhparent = '{0}'::regclass"""
+
+
+def red_stats_feed() -> Iterator[Row]:
+    """The feed and the start version in one session on PostgreSQL, without fsync."""
+    from red_stats_postgresql import POSTGRESQL, Cluster, Database, postgresql_binaries
+
+    binaries = postgresql_binaries()
+    if binaries is None:
+        yield Row("feed", "skipped", "PostgreSQL is not installed")
+        return
+    cluster = Cluster(binaries)
+    cluster.start()
+    try:
+        cluster.run("postgres", "CREATE DATABASE feed")
+        blocks = "".join(block.code for block in POSTGRESQL)
+        cluster.run("feed", f"\\o /dev/null\n{blocks}{RED_STATS_FEED}")
+        database = Database(cluster, "feed")
+        number = itertools.count()
+
+        def a_set(clients: int, images: int) -> float:
+            sql = f"SELECT one_set({next(number)}, {clients}, {images});"
+            return images / seconds(functools.partial(database, sql))
+
+        rate = statistics.median(a_set(1_000, 100) for _ in range(300))
+        yield Row(
+            "feed: entries/s, sets of 100 of as many clients", f"{rate:,.0f}", "> 2,000"
+        )
+        ((rows,),) = database("SELECT count(*) FROM notifications;")
+        database(
+            f"INSERT INTO attempts SELECT gen_random_uuid(), now(), 1, 1, 200, NULL, today() FROM generate_series(1, {rows});"
+        )
+        for table in ("notifications", "deliveries", "attempts"):
+            ((size,),) = database(RED_STATS_SIZES.format(table) + ";")
+            yield Row(
+                f"feed: bytes on disk per row of {table}",
+                f"{int(size) / int(rows):.0f}",
+                "",
+            )
+        database("UPDATE feeds SET entries_a_minute = 1000000;")
+        rate = statistics.median(a_set(1, 4_000) for _ in range(9))
+        yield Row("feed: entries/s, sets of 4,000 of one client", f"{rate:,.0f}", "")
+        database("UPDATE feeds SET entries_a_minute = 0;")
+        rate = statistics.median(a_set(1, 4_000) for _ in range(9))
+        yield Row(
+            "feed: images/s of one client beyond its limit", f"{rate:,.0f}", "> 2,500"
+        )
+        rate = 1_000 / statistics.median(
+            seconds(functools.partial(database, "SELECT take_many(50);"))
+            for _ in range(9)
+        )
+        yield Row(
+            "start: images/s through take, 1,000 a transaction", f"{rate:,.0f}", "> 300"
+        )
+        database.close()
+    finally:
+        cluster.stop()
 
 
 SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {

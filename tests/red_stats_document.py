@@ -17,6 +17,10 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "red_stats_design.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 
+# A backup copies progress first, so that it is behind what it describes.
+TABLES = ("progress", "events", "histograms", "erased")
+
+
 class Block(NamedTuple):
     """A fenced block; `line` is the document's number of the first line inside."""
 
@@ -25,14 +29,14 @@ class Block(NamedTuple):
     code: str
 
 
-def blocks(info: str) -> list[Block]:
+def blocks(info: str, text: str = TEXT) -> list[Block]:
     """The fenced blocks with exactly this info string, in document order."""
-    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    found = (Block(TEXT.count("\n", 0, f.start(2)) + 1, f[1], f[2]) for f in fences)
+    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = (Block(text.count("\n", 0, f.start(2)) + 1, f[1], f[2]) for f in fences)
     return [block for block in found if block.info == info]
 
 
-def run_python() -> tuple[dict[str, Any], dict[int, str]]:
+def run_python(text: str = TEXT) -> tuple[dict[str, Any], dict[int, str]]:
     """Run the Python blocks as doctests with one namespace, in document order.
 
     Return the namespace, and for each block's line what doctest had to complain about.
@@ -40,7 +44,7 @@ def run_python() -> tuple[dict[str, Any], dict[int, str]]:
     names: dict[str, Any] = {}
     complaints = {}
     parser = doctest.DocTestParser()
-    for block in blocks("python"):
+    for block in blocks("python", text):
         # A name of its own: doctest looks up the source for a traceback by it.
         name = f"{DOCUMENT.name}:{block.line}"
         test = parser.get_doctest(block.code, names, name, None, 0)
@@ -51,10 +55,10 @@ def run_python() -> tuple[dict[str, Any], dict[int, str]]:
     return names, complaints
 
 
-def clickhouse_statements() -> dict[str, list[str]]:
+def clickhouse_statements(text: str = TEXT) -> dict[str, list[str]]:
     """Name -> statements; a comment line of one word names what follows it."""
     named: dict[str, list[str]] = {}
-    for block in blocks("sql clickhouse"):
+    for block in blocks("sql clickhouse", text):
         _, *parts = re.split(r"^-- (\w+)\n", block.code, flags=re.MULTILINE)
         for name, code in zip(parts[::2], parts[1::2], strict=True):
             statements = re.split(r";\s*(?:--.*)?\n", code)
@@ -88,12 +92,19 @@ def as_parameter(kind: str, value: Any) -> str:
     return str(value)
 
 
+def as_texts(statement: str, parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that the statement declares."""
+    declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
+    return {name: as_parameter(kind, parameters[name]) for name, kind in declared}
+
+
 class ClickHouse:
     """Runs the document's statements by name in a chDB session."""
 
     def __init__(self, session: Any) -> None:
         self.session = session
         self.statements = clickhouse_statements()
+        self.made: set[str] = set()
 
     def query(self, sql: str, **parameters: str) -> list[list[Any]]:
         answer = self.session.query(sql, "JSONCompactEachRow", params=parameters)
@@ -109,25 +120,49 @@ class ClickHouse:
         lines = [json.dumps({**row, "at": rfc3339(row["at"])}) for row in rows]
         answer: list[list[Any]] = []
         for statement in self.statements[name]:
-            declared = re.findall(r"\{(\w+):(\w+(?:\([^}]*\))?)\}", statement)
-            texts = {
-                name: as_parameter(kind, parameters[name]) for name, kind in declared
-            }
+            texts = as_texts(statement, parameters)
             answer = self.query("\n".join([statement, *lines]), **texts)
         return answer
+
+    def selected(self, name: str, /, **parameters: Any) -> list[list[Any]]:
+        """What the INSERT … SELECT `name` reads, without writing it."""
+        (statement,) = self.statements[name]
+        into, select = statement.split("\n", 1)
+        assert into.startswith("INSERT INTO") and select.startswith("SELECT")
+        return self.query(select, **as_texts(statement, parameters))
 
     def fresh(self, database: str) -> None:
         """Make `database` anew with the document's schema, and use it."""
         self.query(f"DROP DATABASE IF EXISTS {database} SYNC")
         self.query(f"CREATE DATABASE {database}")
-        self.query(f"USE {database}")
+        self.use(database)
         self.run("schema")
+
+    def use(self, database: str) -> None:
+        self.query(f"USE {database}")
+
+    def prepare(self, database: str) -> None:
+        """Make `database`, unless it is there."""
+        if database not in self.made:
+            self.fresh(database)
+            self.made.add(database)
+
+    def emptied(self, database: str) -> None:
+        """`database` without rows, which is cheaper than a fresh one."""
+        self.prepare(database)
+        for table in TABLES:
+            self.query(f"TRUNCATE TABLE {database}.{table}")
+
+    def copy(self, table: str, source: str, target: str) -> None:
+        """Make a table of `target` what it is in `source`."""
+        self.query(f"TRUNCATE TABLE {target}.{table}")
+        self.query(f"INSERT INTO {target}.{table} SELECT * FROM {source}.{table}")
 
     def count(self, client: int, since: int, until: int, above: int) -> tuple[int, int]:
         """The two numbers, asked for as the API does: watermark first, then statistics."""
         ((done, _),) = self.run("watermark")
-        times: dict[str, Any] = {"from": since, "to": until, "done": milliseconds(done)}
-        ((images, redder),) = self.run(
-            "statistics", client=client, above=above, **times
-        )
+        question: dict[str, Any] = {"from": since, "to": until, "step": "all"}
+        question |= {"client": client, "above": above, "done": milliseconds(done)}
+        rows = self.run("statistics", **question)
+        ((_, images, redder),) = rows or [[None, 0, 0]]
         return int(images), int(redder)
