@@ -351,7 +351,12 @@ def _log_profile(
 
 def flush() -> None:
     """Log what has been counted so far, without waiting for the interval to end."""
+    # At exit the sampling thread would be ended in the middle of its lines. It may itself
+    # wait for a lock of logging that this thread holds, if this is a signal handler.
+    locked = _sampler_lock.acquire(timeout=1)
     _flush_due(math.inf)
+    if locked:
+        _sampler_lock.release()
 
 
 # --- one call, of whatever kind -------------------------------------------------------
@@ -621,14 +626,14 @@ def _flush_due(now: float) -> None:
             tally.flush(now)
 
 
-# Held by a thread that forks, and while samples are taken and logged: a lock of logging
+# Held while samples are taken and logged, and by a thread that forks: a lock of logging
 # that the sampling thread holds would stay locked in the child.
-_forking = threading.RLock()
+_sampler_lock = threading.RLock()
 
 
 def _after_fork() -> None:
     global _profiling
-    _forking.release()
+    _sampler_lock.release()
     _profiling = threading.Lock()
     for tally in _tallies[:]:
         tally.restart()
@@ -648,8 +653,8 @@ atexit.register(flush)
 _flush_at_exit()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_forking.acquire,
-        after_in_parent=_forking.release,
+        before=_sampler_lock.acquire,
+        after_in_parent=_sampler_lock.release,
         after_in_child=_after_fork,
     )
 
@@ -886,7 +891,7 @@ class Sampler(Tally):
             due += (missed + 1) * self.interval
             if self.log.enabled():
                 start = thread_time_ns()
-                with _forking:
+                with _sampler_lock:
                     self.sample(1 + min(missed, 100))
                 self.missed += min(missed, 100)
                 self.cpu += thread_time_ns() - start

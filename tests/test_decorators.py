@@ -2460,6 +2460,31 @@ def run_program(program: str, folder: Path, *arguments: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
+    tmp_path: Path,
+) -> None:
+    program = """
+        import logging, threading, time
+        from decorators import start_sampling
+
+        class SlowHandler(logging.FileHandler):
+            def emit(self, record):
+                at_work.set()
+                time.sleep(0.1)
+                super().emit(record)
+
+        at_work = threading.Event()
+        logging.basicConfig(
+            handlers=[SlowHandler("log")], level=logging.INFO, format="%(message)s"
+        )
+        start_sampling(every=0.05)
+        at_work.wait()
+    """
+    run_program(program, tmp_path)
+
+    assert [record for record in records(tmp_path / "log") if "stacks" in record]
+
+
 def test_what_is_left_is_logged_before_logging_shuts_down(tmp_path: Path) -> None:
     program = """
         import logging
