@@ -2467,16 +2467,15 @@ def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
         import logging, threading, time
         from decorators import start_sampling
 
-        class SlowHandler(logging.FileHandler):
-            def emit(self, record):
+        class SlowHandler(logging.Handler):
+            def handle(self, record):
                 at_work.set()
                 time.sleep(0.1)
-                super().emit(record)
+                with open("log", "a") as log:
+                    log.write(record.getMessage() + "\n")
 
         at_work = threading.Event()
-        logging.basicConfig(
-            handlers=[SlowHandler("log")], level=logging.INFO, format="%(message)s"
-        )
+        logging.basicConfig(handlers=[SlowHandler()], level=logging.INFO)
         start_sampling(every=0.05)
         at_work.wait()
     """
