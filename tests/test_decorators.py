@@ -2472,7 +2472,7 @@ def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
                 at_work.set()
                 time.sleep(0.1)
                 with open("log", "a") as log:
-                    log.write(record.getMessage() + "\n")
+                    print(record.getMessage(), file=log)
 
         at_work = threading.Event()
         logging.basicConfig(handlers=[SlowHandler()], level=logging.INFO)
