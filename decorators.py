@@ -8,46 +8,45 @@ Standard library only: copy this one file to the server.
     from decorators import start_sampling
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    start_sampling()              # what do all threads do, 100 times a second?
+    start_sampling()              # log where all threads are, 100 times a second
 
 2. Decorate what the samples point to:
 
-    @timeit                       # a line a call: how long, computing or waiting, raised?
+    @timeit                       # a line a call: seconds, processor time, exception
     def load(path): ...
 
     @timeit(slower_than=0.1)      # only the calls that took 0.1 s or more
     async def fetch(url): ...
 
-    @timeit(every=60)             # a hot function: a line a minute instead of one a call
+    @timeit(every=60)             # a hot function: a line a minute
     def parse(line): ...
 
-    @cache_profile(maxsize=1000)  # would functools.lru_cache(maxsize=1000) pay here?
+    @cache_profile(maxsize=1000)  # would functools.lru_cache(maxsize=1000) pay?
     def price(article, country): ...
 
     @profile(slower_than=1.0)     # cProfile around the call, the whole profile in the log
     async def handle(request): ...
 
-3. Read the logs, and go on with what they say:
+3. Read the logs:
 
     python decorators.py app.log app.log.1 app.log.2.gz
     python decorators.py --collapsed out.txt app.log   # for flamegraph.pl, speedscope
     python decorators.py --pstats profiles app.log     # for pstats, snakeviz, gprof2dot
     python decorators.py --demo                        # all of this on a small program
 
-The lines go to the logger that is named like this module, at level INFO, which the
-program's logging must let through. Each is `KIND {json}`, ASCII and shorter than 4 KB,
-with names, places and numbers, and never an argument's value.
+The lines go to the logger named like this module, at level INFO. Each is `KIND {json}`,
+ASCII, shorter than 4 KB, and never contains an argument's value.
 
 The decorators work on functions, methods, class and static methods, coroutines,
 generators and asynchronous generators, and keep results, exceptions, cancellation,
-signature and kind. What shows: a call takes a few more frames, so a deep recursion meets
-its limit sooner; wrong arguments for a generator or coroutine are noticed at its first
-step; a generator into which GeneratorExit is thrown is closed.
+signature and kind. Visible differences: a call takes a few more stack frames; wrong
+arguments for a generator or coroutine raise at its first step; a generator into which
+GeneratorExit is thrown is closed.
 
-Counts (timeit(every=), cache_profile, sampling) are logged once an interval and at exit.
-The sampling thread, or else the first call that finds a line due, logs all that are due,
-some 0.2 ms each. A process that is killed logs nothing at exit; call flush() where a
-server shuts down on SIGTERM. Forked and spawned children count for themselves.
+Counts (timeit(every=), cache_profile, sampling) are logged once an interval and at exit,
+by the sampling thread or by the first call after the interval, which takes some 0.2 ms a
+line. A killed process logs nothing at exit: call flush() where a server handles SIGTERM.
+Forked and spawned children count for themselves.
 
 DECORATORS=off in the environment switches everything off.
 """
@@ -88,21 +87,15 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, o
 
 logger = logging.getLogger(__name__)
 
-# Characters of a line; with the application's own prefix it stays under 4 KB.
-MAX_LINE = 3500
-# Characters of JSON that a name, a file or a row of a profile may take.
-MAX_TEXT = 400
-# Calls that are counted together.
-BATCH_SIZE = 1024
-# Argument sets that the model of an unbounded cache remembers.
-UNBOUNDED = 1 << 16
-# Frames of a stack, different stacks in an interval, and those of them that are logged.
-MAX_DEPTH = 80
-MAX_STACKS = 5000
+MAX_LINE = 3500  # characters; under 4 KB with the application's own prefix
+MAX_TEXT = 400  # characters of JSON of a name, a file or a row of a profile
+BATCH_SIZE = 1024  # calls that are counted together
+UNBOUNDED = 1 << 16  # argument sets that the model of an unbounded cache remembers
+MAX_DEPTH = 80  # frames of a sampled stack
+MAX_STACKS = 5000  # different stacks in an interval
 MAX_LOGGED_STACKS = 300
-# Bytes of an unpacked profile, and of a log's line: a log is input from strangers.
-MAX_PROFILE_SIZE = 1 << 24
-MAX_LOG_LINE = 1 << 16
+MAX_PROFILE_SIZE = 1 << 24  # bytes, unpacked; a log is untrusted input
+MAX_LOG_LINE = 1 << 16  # bytes
 
 OFF = os.environ.get("DECORATORS") == "off"
 
@@ -110,14 +103,13 @@ Function = Callable[..., Any]
 F = TypeVar("F", bound="Function | classmethod[Any, ..., Any]")
 P = ParamSpec("P")
 Record = dict[str, Any]
-Stats = dict[tuple[str, int, str], Any]  # the table in pstats.Stats
 
 
 # --- the decorators -------------------------------------------------------------------
 
 
 class Decorator(Protocol[P]):
-    """Can be used bare or with options, and keeps the type of what it decorates."""
+    """Works with and without options, and keeps the type of what it decorates."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[F], F]: ...
@@ -153,20 +145,19 @@ def timeit(
     """Log how long the calls of a function take.
 
     slower_than: seconds; faster calls are not logged, and the reader's table says so.
-    every: seconds; instead of a line a call, log one an interval, in constant memory:
-        calls, errors, total, mean, p50, p95, p99, max, and the histogram behind them.
-        There is no `cpu` in it: to read that clock takes longer than all the rest.
-    logger, level: where the lines go. While a line a call would not be logged there,
-        nothing is measured.
+    every: seconds; log one line an interval instead of one a call, in constant memory:
+        calls, errors, total, mean, p50, p95, p99, max and a histogram, but no `cpu`,
+        because reading that clock takes longer than everything else.
+    logger, level: where the lines go. Without `every`, nothing is measured while they
+        would not be logged there.
 
-    A call's line has `seconds`, the time that the caller waited; `inside`, those of them
-    in which the call's own code ran (and kept an event loop from everything else); `cpu`,
-    the processor time of the thread in these, far below `inside` if it blocks; `raised`,
-    the name of the exception or null. The caller waits for a coroutine until it has
-    finished; for a generator, asynchronous or not, from asking for an item to getting it.
-    Each call of a recursion counts, so their total has the same time more than once.
+    A call's line has `seconds`, the time its caller waited; `inside`, the part in which
+    the call's own code ran (and blocked an event loop); `cpu`, the processor time of that
+    part, far below `inside` if the code blocks; `raised`, an exception's name or null.
+    The caller waits for a coroutine until it has finished, and for a generator from
+    requesting each item to getting it. In a recursion each call counts in full.
 
-    Raises ValueError for options that make no sense, TypeError for what is no function.
+    Raises ValueError for invalid options, TypeError for what is not a function.
     """
     if not slower_than >= 0 or (slower_than and every is not None):
         raise ValueError("slower_than= must be 0 or more seconds, and not with every=")
@@ -226,22 +217,21 @@ def cache_profile(
     """Log whether functools.lru_cache(maxsize=...) would pay. Nothing is cached.
 
     maxsize: of the cache; for None, 65,536 results are remembered.
-    key: is called with the call's arguments and returns what the cache would go by;
-        without it all of them, a method's `self` included, as lru_cache does it.
+    key: a function of the call's arguments that returns the cache key; by default all
+        arguments, a method's `self` included, as in lru_cache.
     every: seconds between two lines.
     logger, level: where the lines go.
 
-    A line has, since the one before it: `calls`; `unhashable`, those that lru_cache would
-    fail on; `distinct`, argument sets not seen before; `hits` and `hits_unbounded`, calls
-    that a cache of this size and one without limit would have answered (none holds a call
-    that raised); `total`, seconds spent in calls, and `saved`, those spent in hits.
+    A line has, since the one before it: `calls`; `unhashable`, calls that would fail with
+    lru_cache; `distinct`, argument sets not seen before; `hits` and `hits_unbounded`, the
+    hits of a cache of this size and of one without limit (calls that raise are never
+    hits); `total`, seconds spent in calls, and `saved`, those spent in hits.
 
-    An lru_cache of the arguments' hashes is asked when each call has ended. So of two
-    equal calls at the same time the second is a hit, which a real cache would miss; in a
-    recursion, the calls inside of a hit are counted, and times more than once; -1 and -2
-    are the same, like their hashes; 65,536 argument sets are remembered as not distinct.
+    The hash of the arguments is looked up in an lru_cache when the call has ended. So of
+    two concurrent equal calls the second is a hit; in a recursion, the calls inside of a
+    hit count, too; arguments with equal hashes, such as -1 and -2, are the same.
 
-    Raises ValueError for options that make no sense, TypeError for what is no function.
+    Raises ValueError for invalid options, TypeError for what is not a function.
     """
     tally = CacheTally(Log("cache_profile", func, logger, level), every, maxsize)
 
@@ -249,11 +239,11 @@ def cache_profile(
         if _own.busy:
             return NOT_MEASURED
         hashed = None
-        # This runs code of the program, which may fail and may call decorated functions.
+        # __hash__ and `key` may raise, and may call decorated functions.
         _own.busy = True
         try:
             what = key(*args, **kwargs) if key else (args, *kwargs.items())
-            # The hash of a tuple is well mixed, that of a number is the number.
+            # A tuple's hash is well mixed; a number's hash is the number itself.
             hashed = hash((what,))
         except Exception:  # noqa: BLE001, S110 - it counts as unhashable
             pass
@@ -281,22 +271,22 @@ def profile(
     """Run cProfile around the calls of a function, and log each profile completely.
 
     top: the number of functions logged as rows of text, by cumulative time.
-    slower_than: seconds; the profile of a faster call is thrown away.
-    every: seconds after a logged profile in which no other is made. To log the profile
-        of 350 functions takes the caller some 10 ms and the log some 25 KB.
-    logger, level: where the lines go. While they would not be logged there, nothing is
-        profiled.
+    slower_than: seconds; profiles of faster calls are discarded.
+    every: seconds after a logged profile in which no other is made. Logging a profile of
+        350 functions takes the caller some 10 ms, and up to 25 KB of the log.
+    logger, level: where the lines go. Nothing is profiled while they would not be logged
+        there.
 
-    Behind the text come numbered lines with the profile itself, for the reader: the table
-    of pstats in JSON, zlib and base64. A coroutine or generator is profiled only while
-    its own code runs, so that other tasks are not blamed on it.
+    The text is followed by numbered lines with the profile itself: the table of pstats in
+    JSON, zlib and base64. A coroutine or generator is profiled only while its own code
+    runs, so other tasks do not appear in its profile.
 
-    In a process one call at a time is profiled. Calls that begin meanwhile, inside of it
-    or elsewhere, run without, and so do calls while somebody else's profiler is active; a
-    line a minute says how many. From Python 3.12 on, cProfile also records other threads,
-    and raises ValueError when code inside of a profiled call starts it.
+    A process profiles one call at a time. Calls that begin meanwhile, or while another
+    profiler is active, run without; a line a minute counts them. From Python 3.12 on,
+    cProfile also records other threads, and raises ValueError when code inside of a
+    profiled call starts it.
 
-    Raises ValueError for options that make no sense, TypeError for what is no function.
+    Raises ValueError for invalid options, TypeError for what is not a function.
     """
     if not slower_than >= 0 or not every >= 0 or top < 0:
         raise ValueError("top=, slower_than= and every= must not be negative")
@@ -336,7 +326,7 @@ def _log_profile(
     stats.sort_stats("cumulative").print_stats(top)
     for row in filter(str.strip, text.getvalue().splitlines()):
         log(id=profile_id, top=_short(row))
-    # pstats' own format is marshal, and to unpack that from a log would not be safe.
+    # pstats' own format is marshal, which is unsafe to load from a log.
     table = [
         [*function, *times, [[*caller, *their] for caller, their in callers.items()]]
         for function, (*times, callers) in stats.stats.items()
@@ -365,53 +355,49 @@ def flush() -> None:
 class Call:
     """One call, measured in ns: `waited` by the caller, `inside` and `cpu` of its code.
 
-    The code of a coroutine or a generator runs in several stretches; between two of them
-    it waits for something, or its caller works.
+    The code of a coroutine or generator is suspended while it awaits something, or while
+    its caller uses an item.
     """
 
-    waited = inside = cpu = resumed = asked = 0
+    waited = inside = cpu = resumed = requested = 0
 
     def __init__(
         self,
-        record: Callable[[Any, str | None], None],  # is given the name of an exception
+        record: Callable[[Any, str | None], None],  # gets the name of the exception
         cpu_clock: Callable[[], int] = int,  # int() is 0
-        clock: Callable[[], int] | None = None,
     ) -> None:
         self.record, self.cpu_clock = record, cpu_clock
-        self.clock = clock or perf_counter_ns
 
     def resume(self) -> None:
-        """A stretch begins."""
         self.cpu -= self.cpu_clock()
-        self.resumed = self.clock()
-        self.asked = self.asked or self.resumed
+        self.resumed = perf_counter_ns()
+        self.requested = self.requested or self.resumed
 
     def suspend(self) -> None:
-        """It ends."""
-        self.inside += self.clock() - self.resumed
+        self.inside += perf_counter_ns() - self.resumed
         self.cpu += self.cpu_clock()
 
-    def hand_out(self) -> None:
-        """The caller has got its item or its result."""
-        if self.asked:
-            self.waited += self.clock() - self.asked
-            self.asked = 0
+    def deliver(self) -> None:
+        """The caller gets its item or its result."""
+        if self.requested:
+            self.waited += perf_counter_ns() - self.requested
+            self.requested = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.hand_out()
-        # GeneratorExit ends a generator that nobody wants to read further: no error.
+        self.deliver()
+        # GeneratorExit means that the caller needs no more items: no error.
         failed = kind is not None and kind is not GeneratorExit
         self.record(self, _short(kind.__name__) if kind and failed else None)
 
 
-NOT_MEASURED = Call(lambda call, raised: None, clock=int)
+NOT_MEASURED = Call(lambda call, raised: None)
 
 
 class ProfiledCall(Call):
-    """Runs cProfile in each stretch, unless another profiler is active then."""
+    """Runs cProfile while the code runs, unless another profiler is active."""
 
     profiled = False
 
@@ -422,27 +408,27 @@ class ProfiledCall(Call):
     def resume(self) -> None:
         super().resume()
         self.suspend = int  # type: ignore[method-assign, assignment] # does nothing
-        # Up to 3.11 cProfile would push another one aside; from 3.12 on it raises.
+        # Up to 3.11 cProfile would replace another profiler; from 3.12 on it raises.
         if sys.getprofile() is None:
             try:
                 self.profiler.enable()
             except ValueError:
                 return
             self.profiled = True
-            # The profiler's own method: one of ours would appear in the profile.
+            # The bound method itself: a function of ours would appear in the profile.
             self.suspend = self.profiler.disable  # type: ignore[method-assign]
 
 
 class Steps:
-    """A generator or coroutine of which each step is measured.
+    """Measures each step of a generator or coroutine.
 
-    `yield from` and `await` pass on to it what is sent and thrown (PEP 380).
+    `yield from` and `await` forward send(), throw() and close() to it (PEP 380).
     """
 
-    def __init__(self, call: Call, steps: Any, hands_out: bool = False) -> None:
+    def __init__(self, call: Call, steps: Any, delivers: bool = False) -> None:
         self.call = call
         self.steps = steps
-        self.hands_out = hands_out
+        self.delivers = delivers
 
     def __iter__(self) -> Self:
         return self
@@ -459,7 +445,7 @@ class Steps:
         try:
             return self.step(self.steps.throw, *error)
         finally:
-            del error  # see below
+            del error  # as in step()
 
     def close(self) -> None:
         self.step(self.steps.close)
@@ -473,9 +459,9 @@ class Steps:
             raise
         finally:
             self.call.suspend()
-            if self.hands_out:
-                self.call.hand_out()
-            # This frame is in the traceback of an exception, and must not hold it.
+            if self.delivers:
+                self.call.deliver()
+            # An exception's traceback refers to this frame: avoid a reference cycle.
             del run, args
 
 
@@ -487,7 +473,7 @@ def _wrap(
 ) -> Function:
     """A function of the same kind as `func` whose calls are measured.
 
-    A plain function is replaced by `plain`, if given: where every 0.1 us counts.
+    `plain`, if given, is the faster wrapper for plain functions.
     """
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -504,12 +490,11 @@ def _wrap(
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with begin(args, kwargs) as call:
             steps = func(*args, **kwargs)
-            del args, kwargs  # as the function may let go of them
-            return (yield from Steps(call, steps, hands_out=True))
+            del args, kwargs  # the function may release them
+            return (yield from Steps(call, steps, delivers=True))
 
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         with begin(args, kwargs) as call:
-            # Not all that is marked as a coroutine function returns a coroutine.
             steps = func(*args, **kwargs).__await__()
             del args, kwargs
             return await Steps(call, steps)
@@ -518,15 +503,15 @@ def _wrap(
         items = func(*args, **kwargs)
         with begin(args, kwargs) as call:
             del args, kwargs
-            # Holds the next step, or the item, until it is taken out: a variable would
-            # keep it alive while the caller works.
+            # The next step or the item; a variable would keep the item alive while the
+            # caller uses it.
             box = [items.asend(None)]
             while True:
                 try:
                     box.append(await Steps(call, box.pop()))
                 except StopAsyncIteration:
                     return
-                call.hand_out()
+                call.deliver()
                 try:
                     box.append(items.asend((yield box.pop())))
                 except BaseException as error:  # noqa: BLE001 - aclose(), too
@@ -556,8 +541,8 @@ def _wrap(
 class Tally:
     """What has been counted since the last line.
 
-    Calls append to `pending`, which takes no lock; now and then one of them counts what
-    is there. No thread waits for a line to be due: a call finds out.
+    Calls append to `pending`, which takes no lock. The call that fills a batch, or finds
+    that a line is due, counts and logs.
     """
 
     def __init__(self, log: Log, every: float) -> None:
@@ -569,7 +554,7 @@ class Tally:
         _tallies.append(self)
 
     def restart(self) -> None:
-        """Count from nothing, as a forked child does: its parent logs what was."""
+        """Start at zero, as a forked child does: the parent logs the calls before."""
         self.lock = threading.Lock()
         self.due = perf_counter_ns() + int(self.every * 1e9)
         self.pending.clear()
@@ -582,7 +567,6 @@ class Tally:
         self.counts.update(batch)
 
     def lines(self) -> Iterable[Record]:
-        """What is to be logged; clear() follows."""
         raise NotImplementedError
 
     def add(self, item: object) -> None:
@@ -592,7 +576,7 @@ class Tally:
             _flush_due(now)
 
     def flush(self, now: float) -> None:
-        # Another thread is at it, or this one further down: it will do.
+        # Another thread is flushing, or this one in a caller of this function.
         if _own.busy or not self.lock.acquire(blocking=False):
             return
         lines: list[Record] = []
@@ -611,7 +595,7 @@ class Tally:
             self.log(**line)
 
     def retire(self) -> None:
-        """Log what is left of a function that has been dropped."""
+        """Log the remaining counts of a function that is garbage collected."""
         _tallies.remove(self)
         self.flush(math.inf)
 
@@ -620,7 +604,7 @@ _tallies: list[Tally] = []
 
 
 def _flush_due(now: float) -> None:
-    # All of them: a function that is called rarely may not come back in time.
+    # All of them: the next call of a rarely called function may come late.
     for tally in _tallies[:]:
         if now >= tally.due or len(tally.pending) >= BATCH_SIZE:
             tally.flush(now)
@@ -641,8 +625,8 @@ def _after_fork() -> None:
 
 
 def _flush_at_exit() -> None:
-    # The processes of multiprocessing leave by os._exit(), past every atexit function.
-    # They forget their finalizers when they begin, and then do what is registered.
+    # Processes of multiprocessing end with os._exit(), without atexit functions. When they
+    # start, they clear their finalizers and then call what is registered.
     if util := sys.modules.get("multiprocessing.util"):
         finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
         finalize()
@@ -660,7 +644,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class TimeTally(Tally):
-    """Counts ns; ~ns, which is negative, is a call that raised."""
+    """Counts ns, or ~ns (negative) for a call that raised."""
 
     def __init__(self, log: Log, every: float) -> None:
         self.inside: list[int] = []
@@ -735,9 +719,9 @@ class SkipTally(Tally):
 class Durations:
     """Number, sum, maximum and quantiles of durations in ns, in constant memory.
 
-    The histogram has 8 logarithmic buckets to each power of two, so a quantile is at most
-    4.5 % off: the relative-error guarantee of Masson, Rim, Lee, "DDSketch" (VLDB 2019).
-    As there, merging loses nothing. Number, sum and maximum are exact.
+    The histogram has 8 logarithmic buckets per power of two, so a quantile is at most
+    4.5 % off and merging is lossless, as in Masson, Rim, Lee, "DDSketch" (VLDB 2019).
+    Number, sum and maximum are exact.
     """
 
     def __init__(self) -> None:
@@ -745,23 +729,22 @@ class Durations:
         self.buckets: Counter[int] = Counter()
 
     def add(self, durations: Sequence[int]) -> None:
-        """Negative is ~ns of a call that raised."""
         buckets, total, longest = self.buckets, 0, self.max
-        # Calls of a hot function share their durations, so logarithms are few.
+        # Many calls of a hot function take equally long: one logarithm for all of them.
         for ns, n in Counter(durations).items():
             if ns < 0:
                 self.errors += n
                 ns = ~ns
             total += n * ns
             longest = max(longest, ns)
-            # From 128 ns up to an hour there are 278 buckets, which fit into a line.
+            # From 128 ns to an hour there are 278 buckets, which fit into a line.
             buckets[int(8 * math.log2(max(128, ns)))] += n
         self.calls += len(durations)
         self.total += total
         self.max = longest
 
     def quantile(self, q: float) -> float:
-        """The ns that the share `q` of the calls did not exceed."""
+        """The ns that a share `q` of the calls did not exceed."""
         rank = math.ceil(q * self.calls)
         for bucket, n in sorted(self.buckets.items()):
             rank -= n
@@ -824,29 +807,26 @@ def start_sampling(
 
     interval: seconds between two samples.
     every: seconds between two reports.
-    logger, level: where the lines go. While they would not be logged there, no samples
-        are taken.
+    logger, level: where the lines go. No samples are taken while they would not be logged
+        there.
 
     A daemon thread counts the stacks (function, file and line of each frame) of all other
-    threads, up to 5,000 different ones. A report is a line with the number of `samples`;
-    those of them that were `missed`, because the program did not let go of the
-    interpreter, and count as the next one; the `cpu` seconds of the thread; and how many
-    stacks (`rest`) are not in the lines behind it, which have the 300 most frequent.
+    threads, up to 5,000 different ones. A report begins with a line with the number of
+    `samples`; those `missed`, because the interpreter was not released in time, which
+    repeat the next one; the `cpu` seconds of this thread; and `rest`, the number of
+    stacks that are not among the 300 most frequent ones in the lines that follow.
 
-    A thread is waiting when it is in a function of WAITING or, on Linux, has used less
-    than a tenth of the time since the sample before. So short waits between computations
-    count as running, and waiting for the interpreter lock as waiting. Of an asyncio
-    program one sees the running task, down to the coroutine at work, and no task that
-    waits. Code in C appears as the line that calls it.
+    A thread is waiting if it is in a function of WAITING or, on Linux, has used less than
+    a tenth of the time since the previous sample. So short waits between computations
+    count as running, and waiting for the interpreter lock as waiting. In an asyncio
+    program the running task is seen, with its chain of coroutines, but no task that
+    waits. C code appears as the line that calls it. Samples are taken when the
+    interpreter switches threads, so they lean towards places where a thread waits; to
+    switch sooner, sys.setswitchinterval() is lowered to a twentieth of the interval.
 
-    A forked child samples itself; Python 3.12 and later warn about a fork while there are
-    several threads, this one included. A second call does nothing.
-
-    Samples are taken when the interpreter lets another thread run, which may be where the
-    code at work next waits for something. To come sooner, this sets
-    sys.setswitchinterval() to a twentieth of the interval, 0.5 ms.
-
-    Raises ValueError for options that make no sense.
+    A forked child samples itself; Python 3.12 and later warn about forking with several
+    threads, this one included. A second call does nothing. Raises ValueError for invalid
+    options.
     """
     global _sampler
     if not interval > 0:
@@ -885,15 +865,16 @@ class Sampler(Tally):
     def run(self) -> None:
         due = time.monotonic()
         while True:
-            # Late samples must not follow closely, or threads seem not to have run.
+            # Two samples close together would make threads look idle.
             time.sleep(max(due - time.monotonic(), self.interval / 2))
             missed = int((time.monotonic() - due) / self.interval)
             due += (missed + 1) * self.interval
             if self.log.enabled():
                 start = thread_time_ns()
+                missed = min(missed, 100)  # a suspended computer
+                self.missed += missed
                 with _sampler_lock:
-                    self.sample(1 + min(missed, 100))
-                self.missed += min(missed, 100)
+                    self.sample(1 + missed)
                 self.cpu += thread_time_ns() - start
 
     def sample(self, weight: int) -> None:
@@ -922,8 +903,8 @@ class Sampler(Tally):
         known = self.frames
         while frame is not None and len(texts) < MAX_DEPTH:
             code = frame.f_code
-            # To find out the line of a frame takes 1 us, to remember it 0.1 us. The code
-            # is kept, so that its id does not become that of another.
+            # To compute a frame's line takes 1 us, to look it up 0.1 us. A reference to the
+            # code keeps its id from being reused.
             key = id(code), frame.f_lasti
             if key in known:
                 text = known[key][1]
@@ -935,7 +916,7 @@ class Sampler(Tally):
         return idle or WAITING.search(texts[0]) is not None, tuple(texts)
 
     def count(self, batch: list[Stack]) -> None:
-        # Most are there many times; to hash one takes 1 us.
+        # Most occur many times, and to hash one takes 1 us.
         stacks = {id(stack): stack for stack in batch}
         for number, n in Counter(map(id, batch)).items():
             if stacks[number] in self.counts or len(self.counts) < MAX_STACKS:
@@ -959,8 +940,8 @@ _sampler: Sampler | None = None
 
 def _cpu_time(native_id: int | None) -> int | None:
     """Processor time (ns) of a thread, or None."""
-    # Linux' number for the clock of a thread, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED. That
-    # of pthread_getcpuclockid() is the same, but it crashes if the thread has ended.
+    # Linux' clock of a thread, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED. The function for it,
+    # pthread_getcpuclockid(), crashes if the thread has ended.
     try:
         return None if native_id is None else time.clock_gettime_ns(~native_id << 3 | 6)
     except (AttributeError, OSError):
@@ -968,9 +949,9 @@ def _cpu_time(native_id: int | None) -> int | None:
 
 
 def _pack_stacks(stacks: Sequence[tuple[Stack, int]], room: int) -> Iterator[Record]:
-    """Frames, and stacks as [number, waiting, outermost frame, ..., innermost frame].
+    """Records with frames, and with stacks as [number, waiting, outermost frame, ...].
 
-    Each of the records takes no more than that many characters of JSON.
+    The JSON of each takes at most `room` characters.
     """
     texts: dict[str, int] = {}
     rows = [
@@ -985,13 +966,13 @@ def _pack_stacks(stacks: Sequence[tuple[Stack, int]], room: int) -> Iterator[Rec
     elif half:
         yield from _pack_stacks(stacks[:half], room)
         yield from _pack_stacks(stacks[half:], room)
-    else:  # one stack alone: without the outer half of its frames
+    else:  # a single stack: drop the outer half of its frames
         ((waiting, frames), n) = stacks[0]
         yield from _pack_stacks([((waiting, frames[: len(frames) // 2]), n)], room)
 
 
 def _frame_text(frame: types.FrameType) -> str:
-    """As py-spy writes it, with the file relative to the folder it is imported from."""
+    """In py-spy's format, with the file relative to its entry of sys.path."""
     file = frame.f_code.co_filename
     for folder in sorted(sys.path, key=len, reverse=True):
         if folder and file.startswith(folder + os.sep):
@@ -1004,15 +985,14 @@ def _frame_text(frame: types.FrameType) -> str:
 
 
 class Log:
-    """The lines of one decorated function: who it is, and where they go."""
+    """Writes the lines of one decorated function."""
 
     def __init__(
         self, kind: str, func: Function, to: logging.Logger | None, level: int | str
     ) -> None:
         self.kind = kind
         self.logger = to or logger
-        # A handler takes names and numbers as logging does everywhere.
-        self.level = logging.NullHandler(level).level
+        self.level = logging.NullHandler(level).level  # takes names and numbers
         self.head = _identity(func)
 
     def enabled(self) -> bool:
@@ -1022,24 +1002,26 @@ class Log:
         return json.dumps({**self.head, "pid": os.getpid(), **fields})
 
     def __call__(self, **fields: object) -> None:
-        """Log a line. What the program's filters and handlers raise stays here."""
-        # One of them may be decorated itself.
+        """Log a line. Exceptions of the program's filters and handlers are ignored."""
+        # A handler may be decorated itself.
         if _own.busy:
             return
         _own.busy = True
         try:
             self.logger.log(self.level, "%s %s", self.kind, self.text(**fields))
-        except Exception:  # noqa: BLE001, S110 - where could it be logged?
+        except Exception:  # noqa: BLE001, S110
             pass
         finally:
             _own.busy = False
 
 
 class _Own(threading.local):
+    """Whether this thread runs code of the program on behalf of a decorator."""
+
     busy = False
 
 
-_own = _Own()  # Is this thread in code of the program that is called for a measurement?
+_own = _Own()
 
 
 def _identity(func: Function) -> Record:
@@ -1062,7 +1044,7 @@ def _innermost(func: Function) -> Any:
 
 
 def _short(text: str) -> str:
-    """As much of a text's end as takes MAX_TEXT characters in JSON."""
+    """The end of a text that fits into MAX_TEXT characters of JSON."""
     text = text[-MAX_TEXT:]
     while len(json.dumps(text)) > MAX_TEXT:
         text = text[len(text) // 4 + 1 :]
@@ -1071,11 +1053,11 @@ def _short(text: str) -> str:
 
 # --- the reader -----------------------------------------------------------------------
 
-# In a log that is itself JSON, a line is in a string and has its quotes escaped.
+# In a log that is itself JSON, a line is part of a string, with its quotes escaped.
 MARK = re.compile(rb'(timeit|cache_profile|profile|sampling) (?={\\*"name\\*": )')
 TIME_OF_DAY = re.compile(rb"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d")
 DECODER = json.JSONDecoder()
-# What comes of damaged and hostile lines.
+# What damaged and hostile lines raise.
 DAMAGE = (ValueError, TypeError, LookupError, RecursionError, zlib.error)
 
 Place = tuple[str, str, int]
@@ -1093,7 +1075,7 @@ def read_log(path: str) -> Iterator[bytes]:
 def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
     """The decorators' lines in a line of a log as (kind, record), None for damage.
 
-    There is none or one, or more if lines ran into each other.
+    Usually there is at most one; there are more if a write was cut off.
     """
     if b'{"name": ' not in line and b'"name\\' not in line:
         return
@@ -1127,8 +1109,8 @@ class Times(Durations):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pending: list[int] = []  # to be counted together, which is faster
-        # Seconds of a part, and of the calls of which it is known.
+        self.pending: list[int] = []  # counted in batches, which is faster
+        # Seconds of a part, and of the calls that have it.
         self.parts = {"cpu": [0.0, 0.0], "inside": [0.0, 0.0]}
         self.partly = False
 
@@ -1161,10 +1143,10 @@ class Times(Durations):
 
 
 class Report:
-    """What lines of any logs, in any order, say."""
+    """Sums over the lines of logs, in any order."""
 
     def __init__(self, folder: Path | None) -> None:
-        """With a folder, complete profiles are written there. Raises OSError."""
+        """Complete profiles are written to `folder`. Raises OSError."""
         self.folder = folder
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -1226,7 +1208,7 @@ class Report:
             row["complete"] = True
             del self.parts[key]
             if self.folder:
-                # The name comes from a log, and must not lead out of the folder.
+                # The name comes from a log: keep the file in the folder.
                 name = re.sub(
                     r"[^A-Za-z0-9_.-]", "_", f"{key[0][0][:100]}-{key[1][:20]}"
                 )
@@ -1234,7 +1216,7 @@ class Report:
                 path.write_bytes(marshal.dumps(stats))
 
     def figures(self, sort: str, top: int | None) -> dict[str, list[Record]]:
-        """What --json prints. A table without the figure `sort` has its usual order."""
+        """What --json prints. A table without the column `sort` has its default order."""
 
         def rows(table: str, *keys: str) -> list[Record]:
             rows = self.sums[table].items()
@@ -1267,7 +1249,7 @@ class Report:
         return figures
 
     def shares(self, part_of: Callable[[str], str]) -> list[Record]:
-        """In which share of the samples a thread was where."""
+        """The share of samples in which a thread was in a function or line."""
         rows: dict[str, Counter[str]] = defaultdict(Counter)
         for (waiting, stack), n in self.stacks.items():
             parts = [*map(part_of, stack)]
@@ -1282,7 +1264,7 @@ class Report:
         ]
 
     def collapsed(self) -> str:
-        """The input of flamegraph.pl; waiting threads stand on a frame of their own."""
+        """The input of flamegraph.pl; waiting threads are under a frame `(waiting)`."""
         return "".join(
             _printable(";".join(["(waiting)"] * waiting + [*stack])) + f" {n}\n"
             for (waiting, stack), n in self.stacks.items()
@@ -1290,7 +1272,7 @@ class Report:
 
 
 def _unpack(data: str) -> dict[Any, Any]:
-    """The table of a profile. What is cut off or changed raises one of DAMAGE."""
+    """The table of a profile. Damaged data raises one of DAMAGE."""
     packed = base64.b64decode(data, validate=True)
     table = json.loads(zlib.decompressobj().decompress(packed, MAX_PROFILE_SIZE))
     return {
@@ -1319,7 +1301,7 @@ COLUMNS = {
 
 
 def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
-    """What --json prints, for people."""
+    """The figures as text."""
     for row in figures["sampling"]:
         yield (
             f"{row['samples']:,} samples in {_cell(row['seconds'])}, {row['missed']:,} "
@@ -1368,7 +1350,7 @@ def _duration(seconds: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text from a log, without what a terminal would obey."""
+    """A text from a log, without control characters."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -1387,13 +1369,13 @@ from decorators import cache_profile, profile, start_sampling, timeit
 @timeit
 @cache_profile(maxsize=16)
 def exchange_rate(currency):
-    time.sleep(0.004)  # asks a slow service, the same few things all the time
+    time.sleep(0.004)  # a slow service, called with the same few arguments
     return {"EUR": 1.0, "USD": 1.1, "JPY": 160.0}[currency]
 
 
 @timeit(every=60)
 def tax(cents):
-    return cents * 19 // 100  # is quick, but called very often
+    return cents * 19 // 100  # fast, but called very often
 
 
 @timeit
@@ -1403,7 +1385,7 @@ def invoice(order):
 
 @timeit(slower_than=0.03)
 async def ship(order):
-    await asyncio.sleep(0.002 if order % 20 else 0.04)  # is sometimes slow
+    await asyncio.sleep(0.002 if order % 20 else 0.04)  # sometimes slow
 
 
 @profile(slower_than=0.04, every=0.5)
@@ -1427,14 +1409,14 @@ asyncio.run(main())
 
 
 def run_demo() -> str:
-    """Run DEMO beside a copy of this file, as on a server. Returns its log."""
+    """Run DEMO beside a copy of this file. Returns the path of its log."""
     folder = Path(tempfile.mkdtemp(prefix="decorators-demo-"))
     shutil.copy(__file__, folder / "decorators.py")
     (folder / "shop.py").write_text(DEMO, encoding="utf-8")
-    # In a session of its own Ctrl-C does not reach it, and run() ends it.
+    # In a session of its own it does not receive Ctrl-C; run() ends it.
     command = [sys.executable, "shop.py"]
     subprocess.run(command, cwd=folder, check=True, start_new_session=True)
-    _print_error(f"ran {folder / 'shop.py'}, this is what {folder / 'shop.log'} says:")
+    _print_error(f"ran {folder / 'shop.py'}, reading {folder / 'shop.log'}:")
     return str(folder / "shop.log")
 
 
@@ -1471,10 +1453,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, subprocess.SubprocessError) as error:
-        # What is left in the buffer must not fail once more at exit.
+        # Or flushing the rest of the buffer would fail again at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        if isinstance(error, BrokenPipeError):  # such as `| head`
             return 0
         _print_error(str(error))
         return 2
@@ -1495,11 +1477,6 @@ def _report(args: argparse.Namespace) -> int:
     if args.collapsed:
         args.collapsed.write_text(report.collapsed(), encoding="utf-8")
     figures = report.figures(args.sort, args.top or (None if args.json else 20))
-    for row in figures["profiles"]:
-        if not row["complete"]:
-            _print_error(
-                f"profile {row['id']} of {row['name']} is damaged or incomplete"
-            )
     if args.json:
         print(json.dumps(figures, indent=2), flush=True)
     else:

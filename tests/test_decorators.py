@@ -924,10 +924,8 @@ def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
     assert [line["raised"] for line in lines.of("timeit")] == [None]
 
 
-@every_kind
-@pytest.mark.anyio
-async def test_while_its_logger_is_disabled_timeit_reads_no_clock(
-    kind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_while_its_logger_is_disabled_timeit_reads_no_clock(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
     for name in ("perf_counter_ns", "thread_time_ns"):
@@ -935,9 +933,7 @@ async def test_while_its_logger_is_disabled_timeit_reads_no_clock(
     quiet = logging.getLogger("test.quiet")
     quiet.setLevel(logging.ERROR)
 
-    decorated = timeit(logger=quiet)(kind)
-
-    assert await result_of(decorated, 1) == await result_of(kind, 1)
+    assert timeit(logger=quiet)(function)(1) == "1b"
     assert read == []
 
 
@@ -1999,18 +1995,16 @@ PROFILE_DAMAGE: dict[str, list[str]] = {
     PROFILE_DAMAGE.values(),
     ids=[n.replace(" ", "-") for n in PROFILE_DAMAGE],
 )
-def test_a_damaged_profile_is_reported_by_name_and_left_out(
+def test_a_damaged_profile_is_marked_and_not_written(
     damaged: list[str], read: Read, tmp_path: Path
 ) -> None:
     fine = profile_lines("shop.fine", "ba9876543210")
-    status, found, err = read(
-        *damaged, *fine, options=("--pstats", str(tmp_path / "out"))
-    )
+    options = ("--pstats", str(tmp_path / "out"))
+    status, found, _ = read(*damaged, *fine, options=options)
 
     assert status == 0
     complete = {row["name"]: row["complete"] for row in found["profiles"]}
     assert complete == {"shop.handle": False, "shop.fine": True}
-    assert "profile 0123456789ab of shop.handle is damaged or incomplete" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == [
         "shop.fine-ba9876543210.pstats"
     ]
