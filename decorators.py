@@ -62,7 +62,6 @@ import functools
 import gzip
 import inspect
 import io
-import itertools
 import json
 import logging
 import marshal
@@ -764,15 +763,14 @@ class Durations:
         }
 
     def histogram(self) -> list[int]:
-        """[gap to the bucket before, number of calls, gap, number, ...]"""
-        buckets = sorted(self.buckets)
-        gaps = [b - a for a, b in itertools.pairwise([0, *buckets])]
-        return [n for gap, b in zip(gaps, buckets) for n in (gap, self.buckets[b])]
+        """[the first bucket, calls in it, calls in the next one, ...]"""
+        first, last = min(self.buckets), max(self.buckets)
+        return [first, *(self.buckets[b] for b in range(first, last + 1))]
 
     def merge(self, logged: Record) -> None:
         """Add a line's figures and histogram. Raises ValueError for nonsense."""
-        gaps, counts = (map(_number, logged["histogram"][n::2]) for n in (0, 1))
-        buckets = dict(zip(itertools.accumulate(gaps), counts, strict=True))
+        first, *counts = map(_number, logged["histogram"])
+        buckets = dict(enumerate(counts, first))
         calls, errors, total, longest = (
             _number(logged[key]) for key in ("calls", "errors", "total", "max")
         )
