@@ -831,7 +831,8 @@ def start_sampling(
         raise ValueError("interval= must be a number of seconds greater than 0")
     if _sampler is None and not OFF:
         caller = sys._getframe(1)
-        main = types.FunctionType(caller.f_code, caller.f_globals)
+        cells = tuple(types.CellType() for _ in caller.f_code.co_freevars)
+        main = types.FunctionType(caller.f_code, caller.f_globals, closure=cells)
         _sampler = Sampler(Log("sampling", main, logger, level), every, interval)
         sys.setswitchinterval(min(sys.getswitchinterval(), interval / 20))
 
