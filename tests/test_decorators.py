@@ -1,5 +1,5 @@
-"""The decorators must not be noticed by the program, and the reader must get out of a
-log what they put into it, whatever else happened to the log."""
+"""The decorators are transparent, and the reader finds in a log what they wrote to it,
+whatever else happened to the log."""
 
 import asyncio
 import base64
@@ -111,7 +111,7 @@ every_decorator = pytest.mark.parametrize(
 )
 
 
-# --- the program does not notice ------------------------------------------------------
+# --- transparency ---------------------------------------------------------------------
 
 
 def function(a: int, *, b: str = "b") -> str:
@@ -190,7 +190,7 @@ def test_a_decorated_function_looks_like_the_bare_one(
 
 
 @every_decorator
-def test_methods_of_all_kinds_are_bound_as_ever(decorator: Decorator) -> None:
+def test_methods_of_all_kinds_are_bound_as_usual(decorator: Decorator) -> None:
     class Shop:
         @decorator
         def method(self) -> Any:
@@ -229,7 +229,7 @@ def test_methods_of_all_kinds_are_bound_as_ever(decorator: Decorator) -> None:
 
 @every_decorator
 @pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
-def test_what_is_no_function_is_refused_at_once(
+def test_what_is_not_a_function_is_refused_at_once(
     decorator: Decorator, target: Any
 ) -> None:
     with pytest.raises(TypeError, match="decorate functions and methods"):
@@ -314,35 +314,35 @@ async def test_cancellation_arrives_inside_and_comes_out(
     assert cleaned_up == [True]
 
 
-def talkative() -> Generator[Any, Any, Any]:
-    """Reports all that is done to it."""
-    said: list[Any] = []
+def recording() -> Generator[Any, Any, Any]:
+    """Records what is sent and thrown."""
+    events: list[Any] = []
     try:
-        said.append((yield "first"))
-        said.append((yield list(said)))
+        events.append((yield "first"))
+        events.append((yield list(events)))
     except Failure:
-        said.append("a failure")
+        events.append("a failure")
         try:
-            yield list(said)
+            yield list(events)
         except GeneratorExit:
-            said.append("closed")
+            events.append("closed")
             raise
         raise KeyError(1) from None
     finally:
-        said.append("finally")
-        OVERHEARD.extend(said)
-    return ["returned", *said]
+        events.append("finally")
+        EVENTS.extend(events)
+    return ["returned", *events]
 
 
 def delegating() -> Generator[Any, Any, Any]:
-    result = yield from talkative()
+    result = yield from recording()
     yield result
     raise RuntimeError("after all")
 
 
-OVERHEARD: list[Any] = []
+EVENTS: list[Any] = []
 Step = tuple[str, Any]
-CONVERSATIONS: list[list[Step]] = [
+STEP_SEQUENCES: list[list[Step]] = [
     [("send", None), ("send", 1), ("send", 2), ("send", 3)],
     [("send", None), ("throw", Failure()), ("send", 1)],
     [("send", None), ("throw", Failure()), ("close", None), ("send", None)],
@@ -355,68 +355,68 @@ CONVERSATIONS: list[list[Step]] = [
 ]
 
 
-def converse(talk: Generator[Any, Any, Any], steps: list[Step]) -> list[Any]:
-    """What comes back of each step, exceptions and their context included."""
-    OVERHEARD.clear()
-    heard: list[Any] = []
+def run_steps(steps_of: Generator[Any, Any, Any], steps: list[Step]) -> list[Any]:
+    """The result of each step, exceptions and their contexts included."""
+    EVENTS.clear()
+    results: list[Any] = []
     for verb, value in steps:
         try:
-            method = getattr(talk, verb)
-            heard.append(method() if verb == "close" else method(value))
+            method = getattr(steps_of, verb)
+            results.append(method() if verb == "close" else method(value))
         except BaseException as error:  # noqa: BLE001
             context = error.__context__
-            heard.append((type(error), str(error), type(context)))
-    return [*heard, *OVERHEARD]
+            results.append((type(error), str(error), type(context)))
+    return [*results, *EVENTS]
 
 
 @every_decorator
-@pytest.mark.parametrize("steps", CONVERSATIONS)
-@pytest.mark.parametrize("talk", [talkative, delegating])
-def test_a_generator_is_talked_to_as_if_it_were_bare(
-    decorator: Decorator, steps: list[Step], talk: Callable[..., Any], lines: Lines
+@pytest.mark.parametrize("steps", STEP_SEQUENCES)
+@pytest.mark.parametrize("func", [recording, delegating])
+def test_a_decorated_generator_responds_like_the_bare_one(
+    decorator: Decorator, steps: list[Step], func: Callable[..., Any], lines: Lines
 ) -> None:
-    assert converse(decorator(talk)(), steps) == converse(talk(), steps)
+    assert run_steps(decorator(func)(), steps) == run_steps(func(), steps)
 
 
-async def async_talkative() -> AsyncGenerator[Any, Any]:
-    """Reports all that is done to it."""
-    said: list[Any] = []
+async def async_recording() -> AsyncGenerator[Any, Any]:
+    """Records what is sent and thrown."""
+    events: list[Any] = []
     try:
-        said.append((yield "first"))
+        events.append((yield "first"))
         await asyncio.sleep(0)
-        said.append((yield list(said)))
+        events.append((yield list(events)))
     except Failure:
-        said.append("a failure")
-        yield list(said)
+        events.append("a failure")
+        yield list(events)
         raise KeyError(1) from None
     finally:
         await asyncio.sleep(0)
-        said.append("finally")
-        OVERHEARD.extend(said)
+        events.append("finally")
+        EVENTS.extend(events)
 
 
-async def async_converse(talk: Any, steps: list[Step]) -> list[Any]:
-    OVERHEARD.clear()
-    heard: list[Any] = []
+async def async_run_steps(steps_of: Any, steps: list[Step]) -> list[Any]:
+    EVENTS.clear()
+    results: list[Any] = []
     for verb, value in steps:
         try:
-            method = getattr(talk, "a" + verb)
-            heard.append(await (method() if verb == "close" else method(value)))
+            method = getattr(steps_of, "a" + verb)
+            results.append(await (method() if verb == "close" else method(value)))
         except BaseException as error:  # noqa: BLE001
             context = error.__context__
-            heard.append((type(error), str(error), type(context)))
-    return [*heard, *OVERHEARD]
+            results.append((type(error), str(error), type(context)))
+    return [*results, *EVENTS]
 
 
 @every_decorator
-@pytest.mark.parametrize("steps", CONVERSATIONS)
+@pytest.mark.parametrize("steps", STEP_SEQUENCES)
 @pytest.mark.anyio
-async def test_an_asynchronous_generator_is_talked_to_as_if_it_were_bare(
+async def test_a_decorated_asynchronous_generator_responds_like_the_bare_one(
     decorator: Decorator, steps: list[Step], lines: Lines
 ) -> None:
-    bare = await async_converse(async_talkative(), steps)
+    bare = await async_run_steps(async_recording(), steps)
 
-    assert await async_converse(decorator(async_talkative)(), steps) == bare
+    assert await async_run_steps(decorator(async_recording)(), steps) == bare
 
 
 @every_decorator
@@ -498,7 +498,7 @@ def test_an_argument_without_a_hash_is_passed_on(
 
 @every_decorator
 @pytest.mark.parametrize("kind", ["handler", "filter"])
-def test_a_raising_handler_or_filter_costs_no_call(
+def test_a_raising_handler_or_filter_does_not_break_a_call(
     decorator: Decorator, kind: str
 ) -> None:
     def raising(record: logging.LogRecord) -> bool:
@@ -540,7 +540,7 @@ def test_a_handler_may_be_decorated_itself(decorator: Decorator) -> None:
 
 
 @every_decorator
-def test_an_argument_is_let_go_after_the_call(
+def test_an_argument_is_released_after_the_call(
     decorator: Decorator, lines: Lines
 ) -> None:
     class Big:
@@ -565,7 +565,7 @@ async def chunks(count: int) -> AsyncGenerator[Chunk, None]:
 
 
 @every_decorator
-def test_a_generator_lets_go_of_an_item_when_its_caller_does(
+def test_a_generator_releases_an_item_when_its_caller_does(
     decorator: Decorator, lines: Lines
 ) -> None:
     @decorator
@@ -639,7 +639,7 @@ def test_the_methods_of_an_lru_cache_below_stay(
 
 
 @every_decorator
-def test_a_hash_that_calls_a_decorated_method_comes_to_an_end(
+def test_a_hash_that_calls_a_decorated_method_terminates(
     decorator: Decorator, lines: Lines
 ) -> None:
     class Money:
@@ -695,7 +695,7 @@ def sampling(**options: Any) -> Callable[..., None]:
         (sampling, {"every": -1}),
     ],
 )
-def test_options_that_make_no_sense_are_refused_at_once(
+def test_invalid_options_raise_at_once(
     decorator: Decorator, options: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match="=|LOUD"):
@@ -787,7 +787,7 @@ def test_odd_names_survive_the_way_through_the_log(
 # --- timeit ---------------------------------------------------------------------------
 
 
-def test_timeit_tells_waiting_from_computing(
+def test_timeit_separates_waiting_from_computing(
     lines: Lines, clock: Clock, cpu: Clock
 ) -> None:
     @timeit
@@ -814,7 +814,7 @@ def test_timeit_names_the_exception(lines: Lines) -> None:
 )
 @pytest.mark.parametrize("options", [{}, {"every": 60}])
 @pytest.mark.anyio
-async def test_timeit_tells_what_the_caller_waited_from_how_long_the_code_ran(
+async def test_timeit_separates_the_wait_of_the_caller_from_the_time_inside(
     kind: str,
     waited: float,
     inside: float,
@@ -924,7 +924,7 @@ def test_every_logs_what_is_left_when_the_function_is_dropped(lines: Lines) -> N
     assert [line["calls"] for line in lines.of("timeit")] == [1]
 
 
-def test_a_line_that_is_due_takes_all_others_that_are_due_with_it(
+def test_a_line_that_is_due_flushes_all_others_that_are_due(
     lines: Lines, clock: Clock
 ) -> None:
     rare, frequent = timeit(every=60)(abs), timeit(every=60)(clock.tick)
@@ -1061,7 +1061,7 @@ def last_cache_line(lines: Lines) -> dict[str, Any]:
 
 @pytest.mark.parametrize("maxsize", [-1, 0, 1, 2, 7, 50, 1000, None])
 @pytest.mark.parametrize("seed", range(3))
-def test_cache_profile_foretells_what_lru_cache_would_do(
+def test_cache_profile_predicts_the_hits_of_lru_cache(
     maxsize: int | None, seed: int, lines: Lines
 ) -> None:
     def work(a: int, *, b: int = 0) -> None:
@@ -1294,14 +1294,14 @@ def test_a_profiler_that_is_at_work_already_is_left_alone(lines: Lines) -> None:
 
 
 @pytest.mark.anyio
-async def test_other_tasks_are_not_blamed_on_a_coroutine(
+async def test_other_tasks_are_not_in_the_profile_of_a_coroutine(
     lines: Lines, profilers: list[cProfile.Profile]
 ) -> None:
-    def innocent() -> None:
+    def unrelated() -> None:
         pass
 
     async def other_task() -> None:
-        innocent()
+        unrelated()
 
     @profile
     async def handle() -> int:
@@ -1313,7 +1313,7 @@ async def test_other_tasks_are_not_blamed_on_a_coroutine(
     assert await handle() == 5
     names = {name for _, _, name in table(profilers[0])}
     assert {"handle", "fill"} <= names
-    assert not {"innocent", "other_task"} & names
+    assert not {"unrelated", "other_task"} & names
 
 
 @pytest.mark.anyio
@@ -1962,9 +1962,9 @@ def test_an_output_that_is_full_gives_exit_status_2(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, str(SCRIPT), str(log)]
         process = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE)
-        _, words = process.communicate()
+        _, err = process.communicate()
     assert process.returncode == 2
-    assert words == b"decorators.py: [Errno 28] No space left on device\n"
+    assert err == b"decorators.py: [Errno 28] No space left on device\n"
 
 
 def broken_logs(tmp_path: Path) -> dict[str, Path]:
@@ -2065,7 +2065,7 @@ calls  distinct  unhashable   hits  hits_unbounded  total  saved  maxsize  funct
     )
 
 
-def test_a_name_from_a_log_cannot_command_the_terminal(
+def test_a_name_from_a_log_cannot_control_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "app.log"
