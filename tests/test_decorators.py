@@ -51,17 +51,23 @@ class Lines(logging.Handler):
         return [json.loads(text) for name, text in heads if name == kind]
 
 
+@contextlib.contextmanager
+def logging_to(handler: logging.Handler) -> Iterator[None]:
+    """Send the lines of the decorators' own logger to a handler."""
+    decorators.flush()  # what functions of earlier tests have counted
+    decorators.logger.addHandler(handler)
+    decorators.logger.setLevel(logging.INFO)
+    yield
+    decorators.logger.removeHandler(handler)
+    decorators.logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def lines() -> Iterator[Lines]:
     """The lines of the decorators' own logger."""
-    # Not those of functions that earlier tests have left behind.
-    decorators.flush()
     handler = Lines()
-    decorators.logger.addHandler(handler)
-    decorators.logger.setLevel(logging.INFO)
-    yield handler
-    decorators.logger.removeHandler(handler)
-    decorators.logger.setLevel(logging.NOTSET)
+    with logging_to(handler):
+        yield handler
 
 
 class Clock:
@@ -504,21 +510,14 @@ def test_a_raising_handler_or_filter_does_not_break_a_call(
     def raising(record: logging.LogRecord) -> bool:
         raise Failure
 
-    handler = logging.NullHandler()
+    handler = Lines()
     if kind == "handler":
         handler.handle = raising  # type: ignore[method-assign]
     else:
-        decorators.logger.addFilter(raising)
-    decorators.logger.addHandler(handler)
-    decorators.logger.setLevel(logging.INFO)
-    try:
-        decorated = decorator(function)
-        assert decorated(1) == "1b"
+        handler.addFilter(raising)
+    with logging_to(handler):
+        assert decorator(function)(1) == "1b"
         decorators.flush()
-    finally:
-        decorators.logger.removeHandler(handler)
-        decorators.logger.removeFilter(raising)
-        decorators.logger.setLevel(logging.NOTSET)
 
 
 @every_decorator
@@ -527,14 +526,9 @@ def test_a_handler_may_be_decorated_itself(decorator: Decorator) -> None:
         emit = decorator(Lines.emit)
 
     handler = Decorated()
-    decorators.logger.addHandler(handler)
-    decorators.logger.setLevel(logging.INFO)
-    try:
+    with logging_to(handler):
         assert timeit(function)(1) == "1b"
-    finally:
-        decorators.logger.removeHandler(handler)
-        decorators.logger.setLevel(logging.NOTSET)
-    # Beside it there may be lines of what earlier tests have left behind.
+    # Beside it there may be lines of functions of earlier tests.
     names = [line["name"] for line in handler.of("timeit")]
     assert names.count("test_decorators.function") == 1
 
