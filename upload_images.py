@@ -304,7 +304,7 @@ class Client:
             await connection.aclose()
 
     async def list(self) -> list[str]:
-        """GET the list of images: UTF-8 text, one name per line. Repetitions are dropped.
+        """GET the list of images: UTF-8 text, one name per line; each comes once.
 
         Raises FatalError if there is no such list.
         """

@@ -2137,11 +2137,12 @@ def test_one_sample_has_an_orientation_one_is_transparent_and_one_moves(
     assert getattr(images["moving.gif"], "n_frames", 1) > 1
 
 
+@pytest.mark.parametrize("options", [["--shard", "1/3"], ["--prefix", ""]])
 def test_side_by_side_shows_the_samples_that_were_mirrored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert mirror_images.main(["--shard", "1/3", "--prefix", ""]) == 0
+    assert mirror_images.main(options) == 0
     (path,) = tmp_path.glob("*/side_by_side.png")
     sheet = opened(path.read_bytes())
     left, right = sheet.crop((0, 25, 260, 150)), sheet.crop((260, 25, 520, 150))
