@@ -214,7 +214,7 @@ def test_a_server_that_is_gone_for_good_ends_the_run(
         options = ["--retries", "1", "--timeout", "0.3", "--give-up-after", "7"]
         assert task.run(match[0], *options) == 1
     output, error = capsys.readouterr()
-    assert "giving up: 7 requests in a row failed; the last reason: " in error
+    assert "giving up: 7 requests in a row failed; the last error: " in error
     counts = {text: int(n) for n, text in re.findall(r"(\d+) ([a-z ]+),", output)}
     assert counts[verb] in range(10, 14)
     assert counts["failed"] in range(7, 11)

@@ -517,7 +517,7 @@ def test_an_attempt_ends_however_slowly_bytes_drip_in(
     monkeypatch.setattr(asyncio, "timeout", shorter_timeout)
     write(folder, "a.png", "b.png", "c.png", content=b"x" * 100_000)
     result = upload("--url", sink.url, "--retries", "0", "--timeout", "3")
-    assert result.error.count(": the response takes too long\n") == 3
+    assert result.error.count(": the response took too long\n") == 3
     assert limits == [40] * 3  # 10 times --timeout, and 10 kB/s
 
 
@@ -590,7 +590,7 @@ def test_a_response_that_is_no_list_is_named(
 ) -> None:
     write(folder, "a.png")
     respx.get(URL).respond(200, content=content, headers=headers)
-    expected = "expected a list of images as plain text, one name a line"
+    expected = "expected a list of images as plain text, one name per line"
     message = f"{PROG}{URL}: {expected}, but the response is {what}\n"
     assert upload("--url", URL, "--skip-existing") == (2, "", message)
 
@@ -836,7 +836,7 @@ def test_a_retry_after_that_is_too_long_fails_at_once(
     upload_to: Upload, waits: list[float]
 ) -> None:
     result = upload_to(Response(503, headers={"Retry-After": "3600"}))
-    reason = "503 Service Unavailable (the server asks to wait for 3600 s)"
+    reason = "503 Service Unavailable (the server says to wait 3600 s)"
     assert (result.error, waits) == (f"ERROR a.png: {reason}\n", [])
 
 
@@ -915,7 +915,7 @@ def test_the_run_ends_after_so_many_failed_requests_in_a_row(
     assert (result.status, len(sink.requests)) == (1, tried)
     assert result.output.startswith(f"0 uploaded, {tried} failed, 0 skipped, ")
     assert (", 7 not tried, " in result.output) is (tried == 3)
-    message = "giving up: 3 requests in a row failed; the last reason:"
+    message = "giving up: 3 requests in a row failed; the last error:"
     assert result.error.endswith(f"ERROR {message} {reason}\n") is (tried == 3)
 
 
@@ -973,7 +973,8 @@ def test_a_file_whose_size_changes_while_it_is_sent_fails_and_the_others_arrive(
 
     sink.before_body = change
     result = upload("--url", sink.url, "--connections", "1")
-    assert result.error == "ERROR b.png: the file changed its size while it was sent\n"
+    error = "the file changed size while it was being sent"
+    assert result.error == f"ERROR b.png: {error}\n"
     sent = [re.findall(b'filename="(.*)"', body) for _, body in sink.requests]
     assert sent == [[b"a.png"], [b"c.png"]]
 
@@ -1032,7 +1033,7 @@ def test_failures_are_logged_and_with_v_every_image(
     write(folder, "b.png", content=b"")
     result = upload_to(Response(200), options=[*ONE_BY_ONE, *options])
     failed = "ERROR b.png: the file is empty\n"
-    skipped = "INFO notes.txt: not an image by its name\n"
+    skipped = "INFO notes.txt: not an image, judging by its name\n"
     every = f"INFO a.png: uploaded\n{failed}{skipped}"
     assert result.error == (every if options == ["-v"] else failed)
 
@@ -1062,7 +1063,7 @@ def test_the_report_has_an_object_for_every_file(
         ("a ü.png", "uploaded", 6, 6, 1, None),
         ("sub/b\udcff.png", "failed", 0, 0, 0, "the file is empty"),
         ("sub/failed.png", "failed", 6, 0, 1, "404 Not Found"),
-        ("notes.txt", "skipped", 0, 0, 0, "not an image by its name"),
+        ("notes.txt", "skipped", 0, 0, 0, "not an image, judging by its name"),
         ("there.png", "skipped", 0, 0, 0, "already on the server"),
     ]
 
@@ -1245,7 +1246,7 @@ def test_an_unusable_folder_is_named_in_one_line(
     assert_unusable(Result(status, *capsys.readouterr()), message)
 
 
-ENVIRONMENT = "cannot use the certificates or proxies that the environment names: "
+ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
 
 
 @table(
