@@ -1,4 +1,4 @@
-"""The image scripts on a bad network, and among strangers."""
+"""The image scripts on a bad network, and with untrusted data."""
 
 import os
 import random
@@ -27,9 +27,9 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Task:
-    """Tiny images, and what one of the scripts is to do with them.
+    """Tiny images for one of the scripts to process.
 
-    `verb` says which: "mirrored" or "uploaded".
+    `verb` says how: "mirrored" or "uploaded".
     """
 
     def __init__(self, verb: str, folder: Path, count: int) -> None:
@@ -70,7 +70,7 @@ class Task:
             return image.tobytes() == pixels
 
     def is_complete(self) -> bool:
-        """Whether the server has every result, and nothing else of ours."""
+        """Whether the server has every result, and nothing unexpected."""
         wanted = {self.prefix + name for name in self.names}
         if self.verb == "mirrored":
             wanted.update(self.names)
@@ -87,7 +87,7 @@ both_scripts = pytest.mark.parametrize("verb", SCRIPTS)
 
 # ---- faults ----------------------------------------------------------------
 
-# Not detected: what follows the end of a response.
+# Not detected: extra bytes after the end of a response.
 MENDED = [f for f in TRANSIENT if f not in (Fault.TWICE, Fault.TOO_SHORT)]
 
 
@@ -182,7 +182,7 @@ def kill(server: "subprocess.Popen[str]") -> None:
 
 
 def stop(server: "subprocess.Popen[str]") -> None:
-    """Let it accept connections, but never respond again."""
+    """Let the server accept connections, but never respond again."""
     server.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
 
@@ -224,7 +224,7 @@ def test_a_server_that_is_gone_for_good_ends_the_run(
     assert statuses.count(verb) == counts[verb]
 
 
-# ---- bytes from strangers --------------------------------------------------
+# ---- untrusted bytes -------------------------------------------------------
 
 
 def test_damaged_images_come_back_as_images_or_are_refused() -> None:

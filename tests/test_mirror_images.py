@@ -1,7 +1,7 @@
 """Tests of mirror_images.py: the pixels, the chains, the embedded server.
 
-Every image is drawn here: small, without any symmetry, and the same at every run.
-What a viewer shows of a file is what Pillow's exif_transpose makes of it.
+Every image is drawn here: small, asymmetric, and the same in every run. Viewers are
+assumed to show an image as Pillow's exif_transpose returns it.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def band(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def picture(mode: str, size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
-    """Pixels that no two places share a pattern of."""
+    """Pixels in a pattern that never repeats."""
     first = band(size, seed)
     if mode == "1":
         return first.point([255 * (value > 99) for value in range(256)]).convert("1")
@@ -124,7 +124,7 @@ def saved_frames(frames: Sequence[Image.Image], format: str, **options: Any) -> 
 
 
 def drawing(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A frame of an animation in which little moves, so that parts of it are stored."""
+    """A frame of an animation with little motion, so that only parts are stored."""
     image = Image.new("RGB", size, "#204060")
     draw = ImageDraw.Draw(image)
     draw.polygon([(2, 28), (9, 12), (17, 25)], "#c0a020")
@@ -158,7 +158,7 @@ def content(image: Image.Image) -> tuple[object, ...]:
 
 
 def assert_mirrored(data: bytes) -> bytes:
-    """Mirror `data`; assert that nothing but the side changed."""
+    """Mirror `data`; assert that nothing else has changed."""
     result = mirror(data)
     expected = [content(frame) for frame in seen_in_a_mirror(data)]
     assert [content(frame) for frame in shown(result)] == expected
@@ -169,7 +169,7 @@ def assert_mirrored(data: bytes) -> bytes:
 def decibels(one: Image.Image, other: Image.Image) -> float:
     """The peak signal-to-noise ratio of two images of one size and mode."""
     assert (one.size, one.mode) == (other.size, other.mode)
-    if one.mode == "RGBA":  # what is hidden by transparency does not count
+    if one.mode == "RGBA":  # ignore pixels hidden by transparency
         grey = Image.new("RGBA", one.size, "#808080")
         one = Image.alpha_composite(grey, one)
         other = Image.alpha_composite(grey, other)
@@ -197,7 +197,7 @@ ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def camera_exif(orientation: int | None = None) -> bytes:
-    """EXIF data with all that a camera writes: sub-directories, a maker note."""
+    """EXIF data such as a camera writes, with sub-directories and a maker note."""
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Box"
     exif[ExifTags.Base.Copyright] = "somebody"
@@ -228,7 +228,7 @@ def directory(
 
 
 def camera_tags(data: bytes) -> dict[str, object]:
-    """The EXIF data of a file, without what says how its pixels are stored."""
+    """The EXIF data of a file, without tags for how its pixels are stored."""
     exif = opened(data).getexif()
     return {
         "make": exif.get(ExifTags.Base.Make),
@@ -269,7 +269,7 @@ def png_of(
     interlaced: bool = False,
     chunks: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """A PNG as the standard describes it, for what Pillow does not write."""
+    """A PNG written from the standard, for variants that Pillow does not write."""
     passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
     lines = b""
     for x, y, step_x, step_y in passes:
@@ -334,7 +334,7 @@ def png_pixels(data: bytes) -> Pixels:
 
 
 def png_samples(depth: int, colour: int) -> Pixels:
-    """Pixels of every depth, the low bits in use too."""
+    """Pixels of any depth, using the low bits as well."""
     width, height = 11, 9
     return [
         [
@@ -716,7 +716,7 @@ def test_a_gif_frame_beyond_the_screen_is_mirrored_as_viewers_enlarge_it() -> No
 def test_a_later_gif_frame_is_cut_off_at_the_screen_as_in_viewers(
     box: tuple[int, int, int, int],
 ) -> None:
-    """Pillow, unlike browsers, enlarges the screen: here is what they show."""
+    """Unlike browsers, Pillow enlarges the screen, so expect what browsers show."""
     screen = (0, 0, 10, 6)
     data = gif_of([gif_frame(*screen), gif_frame(*box)])
     seen = ImageOps.mirror(shown(data)[1].crop(screen))
@@ -863,7 +863,7 @@ def test_an_image_is_transposed_as_its_exif_orientation_says(
 
 
 def test_a_compressed_tiff_keeps_its_exif_data() -> None:
-    """Pillow cannot write such a file; it is put together here."""
+    """Pillow cannot write such a file, so it is assembled here."""
     data = saved(picture("RGB"), "TIFF", compression="tiff_lzw")
     (start,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
@@ -911,7 +911,7 @@ def test_a_tiff_loses_a_tag_only_if_its_type_is_wrong(
     wrong: tuple[int, int],
     compression: str,
 ) -> None:
-    """Pillow reads only the first number of text that is said to be numbers."""
+    """Pillow reads only the first number of text stored as numbers."""
     tags = {tag: value, ExifTags.Base.Make: "Box"}
     data = saved(picture("RGB"), "TIFF", compression=compression, tiffinfo=tags)
     assert opened(assert_mirrored(data)).getexif()[tag] == value
@@ -934,7 +934,7 @@ def test_the_other_exif_data_stay(format: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_a_maker_note_stays_in_its_place_with_its_type(order: str) -> None:
-    """Maker notes point into the EXIF data by offsets that nobody else knows."""
+    """Maker notes contain offsets into the EXIF data that only the maker knows."""
     note = b"a note that is 25 bytes.."
     upright = 6 if order == "<" else 6 << 16
     entries = [(ORIENTATION, 3, 1, upright), (ExifTags.IFD.Exif, 4, 1, 38)]
@@ -1137,7 +1137,7 @@ def test_formats_that_are_not_meant_for_strangers_are_refused(format: str) -> No
 
 
 def test_want_of_file_descriptors_is_not_blamed_on_the_image() -> None:
-    """Pillow imports most of its plugins when it first needs them."""
+    """Pillow imports most of its plugins when they are first needed."""
     program = (
         "import errno, os, resource, sys, mirror_images\n"
         "data = sys.stdin.buffer.read()\n"
@@ -1164,7 +1164,7 @@ def test_want_of_file_descriptors_is_not_blamed_on_the_image() -> None:
 @pytest.mark.parametrize("sample", IMAGES)
 def test_a_truncated_image_is_refused(sample: str, part: float) -> None:
     data = IMAGES[sample]
-    if sample == "mpo":  # only its first photo is of interest
+    if sample == "mpo":  # only its first photo matters
         data = data[: len(data) // 3]
     with pytest.raises(ImageError) as caught:
         mirror(data[: int(len(data) * part)])
@@ -1359,8 +1359,8 @@ def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
 class Service(http.server.ThreadingHTTPServer):
     """An image service in memory, with a log.
 
-    `images` are listed, and uploads join them under their names as they were sent.
-    `routes` are responses of the test's own, by method and path.
+    `images` are listed; uploads are added to them under their names as sent. `routes`
+    are a test's own responses, by method and path.
     """
 
     daemon_threads = True
@@ -1379,13 +1379,13 @@ class Service(http.server.ThreadingHTTPServer):
         return [r for r in self.requests if re.match("GET /images/.", r)]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that went away
+        pass  # the client disconnected
 
 
 class ServiceHandler(http.server.BaseHTTPRequestHandler):
     server: Service
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # a response leaves in one piece
+    wbufsize = -1  # sends a response in one piece
 
     def do_GET(self) -> None:
         self.answer_by(self.send_list_or_image)
@@ -1676,7 +1676,7 @@ def test_one_bad_image_never_stops_the_others(
     assert failed == {"2.png", "4.png", "5.png"}
     assert "not an image" in lines["2.png"]["error"]
     assert lines["5.png"]["error"] == "404 Not Found: gone"
-    # What was downloaded counts although it could not be mirrored.
+    # Downloads count even if they could not be mirrored.
     assert [lines["2.png"][key] for key in ("bytes_in", "bytes_out")] == [17, 0]
     assert capsys.readouterr().out.startswith("3 mirrored, 3 failed, 0 skipped, ")
 
@@ -1802,7 +1802,7 @@ def test_unusable_options_are_refused_before_any_request(
 
 # ---- worker processes ------------------------------------------------------
 
-# A replaced `mirror` reaches a worker only by fork.
+# A replaced `mirror` reaches a worker only through fork.
 forks = pytest.mark.skipif(sys.platform != "linux", reason="workers are not forked")
 
 
@@ -1963,8 +1963,8 @@ def test_workers_may_be_spawned(
     assert service.images["mirrored_a.png"] == mirror(PNG)
 
 
-# The script, with Python code in place of the pixel work. What starts the tests may
-# ignore SIGINT, and children inherit that.
+# The script, with Python code in place of the pixel work. SIGINT may be ignored by
+# whatever started the tests, and children inherit that.
 LAUNCHER = """
 import os, resource, signal, sys, time
 import mirror_images
@@ -1982,7 +1982,7 @@ raise SystemExit(mirror_images.main(sys.argv[1:]))
 def run_process(
     service: Service, *options: str | Path, work: str = "pass", first: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the script in a process group of its own."""
+    """Run the script in its own process group."""
     launcher = LAUNCHER.format(work=work, first=first)
     return subprocess.run(
         [sys.executable, "-c", launcher, service.url, *options],
@@ -2085,7 +2085,7 @@ def test_chains_make_do_with_a_low_limit_on_open_files(
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder with samples of a run without a URL, and the lines that it printed."""
+    """The folder of samples from a run without a URL, and the lines it printed."""
     parent = tmp_path_factory.mktemp("samples")
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as output:
         patch.setattr("tempfile.tempdir", str(parent))
@@ -2182,7 +2182,7 @@ def served(image_server: ImageServer) -> Iterator[tuple[Path, str]]:
 
 
 def exchange(url: str, request: bytes, end: bool = False) -> bytes:
-    """Send bytes to the server; return all that it sends until it closes."""
+    """Send bytes to the server; return everything it sends until it closes."""
     address = urllib.parse.urlsplit(url)
     assert address.hostname and address.port
     with socket.create_connection((address.hostname, address.port), 20) as connection:
@@ -2221,7 +2221,7 @@ def post(url: str, body: bytes, *headers: str, content_type: str = FORM) -> int:
 
 
 def form(*parts: tuple[str, bytes]) -> bytes:
-    """A form with file parts: (the Content-Disposition's parameters, content)."""
+    """A form with file parts: (parameters of Content-Disposition, content)."""
     body = b""
     for parameters, data in parts:
         body += b"--edge\r\nContent-Disposition: form-data; "
@@ -2783,7 +2783,7 @@ def test_serve_runs_until_it_is_interrupted_or_terminated(
         assert post(url, UPLOAD) == 200
         process.send_signal(end)
         out, err = process.communicate(timeout=15)
-    # A line break, so that a shell's prompt does not follow the ^C.
+    # A line break, so that the shell's prompt does not end up behind ^C.
     assert (process.returncode, out) == (status, printed)
     assert '"POST /images/ HTTP/1.1" 200' in err
     assert "Traceback" not in err

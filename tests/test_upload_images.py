@@ -1,8 +1,8 @@
 """Tests of upload_images.py.
 
-What crosses a socket crosses a real one: to the embedded server of mirror_images.py, or
-to a Sink, which keeps raw requests and can interfere with them. respx stands in for
-what a server does not do on demand. The pauses before retries are recorded, not taken.
+Requests go over real sockets, to the embedded server of mirror_images.py or to a Sink,
+which keeps raw requests and can interfere with them; respx provides responses that a
+real server will not give on demand. Waits before retries are recorded, not slept.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ Upload = Callable[..., Result]
 
 @pytest.fixture
 def upload(folder: Path, capsys: pytest.CaptureFixture[str]) -> Upload:
-    """Call main() with the folder and more arguments."""
+    """Call main() with the folder and other arguments."""
 
     def call(*arguments: str | Path) -> Result:
         try:
@@ -82,7 +82,7 @@ def upload(folder: Path, capsys: pytest.CaptureFixture[str]) -> Upload:
 
 @pytest.fixture
 def upload_to(folder: Path, upload: Upload) -> Upload:
-    """Upload a.png to a server that gives some responses, the last one for ever."""
+    """Upload a.png to a server that sends some responses, repeating the last one."""
 
     def call(*responses: Response | Exception, options: Iterable[str] = ()) -> Result:
         write(folder, "a.png")
@@ -97,8 +97,8 @@ def upload_to(folder: Path, upload: Upload) -> Upload:
 class Sink(http.server.ThreadingHTTPServer):
     """A server that keeps the headers and the body of each request, and responds 200.
 
-    `before_body` is called with the number of the request, from 1 on, when its headers
-    are read and its body is not. `respond` returns the pieces of the response to it.
+    `before_body` is called with the number of the request, from 1 on, after its headers
+    are read but before its body is. `respond` returns the pieces of its response.
     Bodies larger than 1 MB are not kept.
     """
 
@@ -316,7 +316,7 @@ def test_the_body_is_a_form_with_one_file_and_its_length_is_known(
     upload("--url", sink.url)
     [(headers, body)] = sink.requests
     head = b"Content-Type: %s\r\n\r\n" % headers["Content-Type"].encode()
-    form = email.message_from_bytes(head + body)  # a parser of somebody else's
+    form = email.message_from_bytes(head + body)  # an independent parser
     [_, part] = form.walk()
     assert headers.get_content_type() == "multipart/form-data"
     assert headers.get_all("Content-Length") == [str(len(body))]
@@ -640,7 +640,7 @@ def test_a_list_is_retried_like_an_upload(
 
 
 class Endless(httpx.AsyncByteStream):
-    """The body of a response that goes on and on."""
+    """The body of a response that never ends."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for _ in range(1000):
@@ -783,7 +783,7 @@ def test_backoff_is_exponential_up_to_a_limit_with_jitter() -> None:
 
 
 class Noon(datetime):
-    """Midday of 2026-01-01, in UTC, for ever."""
+    """A clock stopped at noon UTC on 2026-01-01."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> "Noon":
@@ -792,7 +792,7 @@ class Noon(datetime):
 
 @pytest.fixture
 def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A time zone in which local time for UTC is noticed."""
+    """A time zone in which mistaking local time for UTC shows."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XYZ-5")
         time.tzset()
@@ -829,7 +829,7 @@ def test_a_retry_waits_for_retry_after_and_the_usual_backoff(
     monkeypatch.setattr("random.uniform", max)
     busy = Response(429, headers={"Retry-After": "90"})
     assert upload_to(busy, busy, Response(200)).status == 0
-    assert waits == [90.5, 91.0]  # chains that were sent away together return apart
+    assert waits == [90.5, 91.0]  # chains that failed together retry at different times
 
 
 def test_a_retry_after_that_is_too_long_fails_at_once(
@@ -865,7 +865,7 @@ HTML = Response(403, html="<!DOCTYPE html><p>Not yours")
         (Response(403, content=b" two\r\n\tlines \n"), ": two lines"),
         (Response(403, content=b" \n"), ""),
         (Response(403, content=b"x" * 1000), ": " + "x" * 200),
-        # No command reaches the terminal.
+        # No escape sequence reaches the terminal.
         (Response(403, content=b"\x1b[31mred\0"), r": \\x1b\[31mred\\x00"),
         (Response(403, content=b"\xff\xfe"), ": \ufffd\ufffd"),
         (Response(403, content=b'{"error": 1 < 2}'), ': {"error": 1 < 2}'),
@@ -1148,11 +1148,11 @@ def test_progress_shows_done_failed_rate_and_time_remaining(
     write(folder, "b.png", "c.png", "d.png")
     write(folder, "a.png", content=b"")
     with Terminal(tty=tty) as terminal, contextlib.redirect_stderr(terminal.stream):
-        # The second image that is sent waits for the progress of the two before.
+        # The second image to be sent waits for the progress of the two before.
         sink.before_body = lambda n: terminal.wait_for(PROGRESS if n == 2 else "")
         assert upload("--url", sink.url, "--connections", "1").status == 1
     lines = re.split("\r?\n", terminal.output)
-    if tty:  # Each piece erases the one before it; in the end only the log is left.
+    if tty:  # Each piece erases the one before it; in the end only the log remains.
         visible = [line.rpartition("\r\x1b[K")[2] for line in lines]
         assert visible == ["ERROR a.png: the file is empty", ""]
     else:
@@ -1183,7 +1183,7 @@ def test_with_q_there_is_no_progress(folder: Path, url: str, upload: Upload) -> 
 
 
 def assert_unusable(result: Result, message: str) -> None:
-    """Assert that an error is all there is, in the last line, after argparse's usage."""
+    """Assert that the only output is an error, on the last line, after any usage."""
     assert (result.status, result.output) == (2, "")
     pattern = rf"(usage: (.*\n)+)?{PROG}.*{re.escape(message)}.*\n"
     assert re.fullmatch(pattern, result.error)
@@ -1271,7 +1271,7 @@ def test_an_unusable_environment_is_named_in_one_line(
 ) -> None:
     write(folder, "a.png")
     monkeypatch.setenv(variable, value)
-    # A proxy is not asked for this machine's own addresses.
+    # This machine's own addresses are not reached through a proxy.
     options = [] if variable == "IMAGES_URL" else ["--url", URL]
     assert_unusable(upload(*options), message)
 
