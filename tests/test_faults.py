@@ -92,7 +92,7 @@ MENDED = [f for f in TRANSIENT if f not in (Fault.TWICE, Fault.TOO_SHORT)]
 
 
 @both_scripts
-def test_every_image_arrives_through_all_transient_faults(
+def test_every_image_arrives_despite_all_transient_faults(
     tmp_path: Path, verb: str
 ) -> None:
     task = Task(verb, tmp_path, 100)
@@ -120,7 +120,7 @@ REASONS = {
 }
 
 
-def test_each_fault_that_lasts_is_named_and_fails_one_image(tmp_path: Path) -> None:
+def test_each_persistent_fault_is_reported_and_fails_one_image(tmp_path: Path) -> None:
     task = Task("uploaded", tmp_path, len(REASONS) + 2)
     spoiled, good = task.names[: len(REASONS)], task.names[len(REASONS) :]
     faults = dict(zip(spoiled, REASONS, strict=True))
@@ -140,7 +140,7 @@ def test_each_fault_that_lasts_is_named_and_fails_one_image(tmp_path: Path) -> N
 
 
 @both_scripts
-def test_a_run_that_is_killed_again_and_again_finishes_what_remains(
+def test_a_run_that_is_killed_repeatedly_finishes_the_remaining_images(
     tmp_path: Path, verb: str
 ) -> None:
     task = Task(verb, tmp_path, 30)
@@ -188,7 +188,7 @@ def stop(server: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.parametrize(("verb", "end"), [("mirrored", stop), ("uploaded", kill)])
-def test_a_server_that_is_gone_for_good_ends_the_run(
+def test_a_server_that_never_comes_back_ends_the_run(
     tmp_path: Path,
     verb: str,
     end: Callable[["subprocess.Popen[str]"], None],
@@ -227,7 +227,7 @@ def test_a_server_that_is_gone_for_good_ends_the_run(
 # ---- untrusted bytes -------------------------------------------------------
 
 
-def test_damaged_images_come_back_as_images_or_are_refused() -> None:
+def test_damaged_images_are_mirrored_or_refused() -> None:
     command = [sys.executable, str(ROOT / "tests" / "fuzz_mirror.py"), "1", "3000"]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False
