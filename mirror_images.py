@@ -240,7 +240,7 @@ class Worker:
 
 def serve_worker(connection: socket.socket, max_pixels: int) -> None:
     """Mirror one image after another, until the parent process goes away."""
-    signal.set_wakeup_fd(-1)  # it belongs to the parent
+    signal.set_wakeup_fd(-1)  # undo the parent's setting
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
@@ -813,8 +813,8 @@ def is_png_metadata(chunk_type: bytes, body: bytes) -> bool:
 def png_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> tuple[int, bytes]:
     """The orientation stated in chunks of EXIF and XMP data, and the chunks without it.
 
-    Pillow reads them in all their forms, from a PNG of a single pixel, because in the
-    original file they may come after the pixels.
+    Pillow reads them in all their forms. They are put before the pixel of a tiny PNG,
+    because in the original they may come after the pixels.
     """
     if not chunks:
         return 1, b""
@@ -1313,7 +1313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--prefix", type=name_prefix, default="mirrored_", metavar="TEXT", help=text)
     text = "chains to run at the same time (default: 16)"
     add("--chains", type=integer(1), default=16, metavar="N", help=text)
-    text = "mirror images again that are already mirrored"
+    text = "mirror even the images that are already mirrored"
     add("--again", action="store_true", help=text)
     text = "largest image to download (default: 256MB)"
     add("--max-bytes", type=byte_count, default="256MB", metavar="SIZE", help=text)
