@@ -17,19 +17,19 @@ From other code:
 
 What counts as equal:
 
-- Two integers, however large, if they are the same; two numbers of which one or both
-  are float or Decimal, if their difference rounds to zero at `places` decimal places.
-  This is how unittest.TestCase.assertAlmostEqual defines it. NaN equals NaN, and an
-  infinity equals only itself.
-- Strings of the same code points. `true`, `false` and `null` equal only themselves;
+- Two integers, however large, if they are identical. Two other numbers (at least one
+  of them a float or Decimal) if their difference rounds to zero at `places` decimal
+  places, as in unittest.TestCase.assertAlmostEqual. NaN equals NaN, and an infinity
+  equals only itself.
+- Strings with the same code points. `true`, `false` and `null` equal only themselves;
   `true` is not `1`.
 - Arrays of the same length with equal elements in the same order.
 - Objects with the same keys, in any order, and equal values. A missing key is not
   `null`.
 
 Documents are what json.loads returns: dict with str keys, list, str, int, float, bool
-and None. Decimal, tuple and subclasses of any of these are accepted, too. Documents are
-never modified and may be nested to any depth.
+and None. Decimal, tuple and subclasses of all these types are also accepted. Documents
+are never modified and may be nested to any depth.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def assert_equal(
 ) -> None:
     """Raise an AssertionError that lists the first differences, if there are any.
 
-    For tests. See differences() for the arguments and other errors.
+    For use in tests. See differences() for the arguments and other errors.
     """
     found = differences(left, right, places=places, ignore=ignore, match=match)
     lines = [str(difference) for difference in islice(found, MAX_LISTED)]
@@ -94,32 +94,32 @@ def differences(
 ) -> Iterator["Difference"]:
     """Yield each place where two documents differ, as soon as it is found.
 
-    The order is that of the left document, depth first; what only the right one has
-    comes at the end of its object or array. A value that exists on one side only is one
-    difference, whatever it contains.
+    The order is that of the left document, depth first; values that exist only on the
+    right come at the end of their object or array. A value that exists on one side only
+    is one difference, whatever it contains.
 
     If two arrays differ in length, equal elements are paired from both ends, and only
-    what lies between is compared by position. So a block of elements that was inserted
-    or removed is one difference per element. If there are several such blocks, or if
-    elements have moved, everything from the first to the last is compared by position.
+    those in between are compared by position. So an inserted or removed block is one
+    difference per element. If there are several such blocks, or if elements have moved,
+    everything from the first change to the last is compared by position.
 
     `places` is the number of decimal places that count, 0 or more.
 
-    `ignore` holds JSON Pointers (RFC 6901) to values that do not count, whether they
-    differ, are missing or are not JSON at all. A segment `*` stands for any one key or
+    `ignore` holds JSON Pointers (RFC 6901) to values to ignore, whether they differ,
+    are missing or are not JSON at all. A segment `*` stands for any one key or
     index, `**` for any number of them, including none; a key that is itself `*` or `**`
     cannot be singled out. An index is that of the left element, if there is one.
 
-    `match` maps pointers of the same form to a key: {"/items": "id"} pairs the elements
+    `match` maps such pointers to keys: {"/items": "id"} pairs the elements
     of /items by the value of their "id" instead of by position. If several pointers fit
-    an array, the first counts.
+    an array, the first is used.
 
-    Raises at once: ValueError for negative `places` and for what is not a JSON Pointer,
-    TypeError if `ignore` is a string. Raises on reaching the place that the message
-    names: TypeError for a value or key of a type that JSON does not have; ValueError if
-    the left document contains itself, and if elements cannot be matched because one has
-    no string or integer under the key, or two have the same. Elements of identical
-    arrays are not checked.
+    Raises at once: ValueError for negative `places` or an invalid JSON Pointer,
+    TypeError if `ignore` is a string. Raises on reaching the place named in the message:
+    TypeError for a value or key that is not of a JSON type; ValueError if the left
+    document contains itself, or if elements cannot be matched because one has no string
+    or integer under the key, or two have the same one. Elements of identical arrays are
+    not checked.
     """
     if places < 0:
         raise ValueError(f"places must be 0 or more, not {places}")
@@ -138,7 +138,7 @@ class Difference(NamedTuple):
 
     `pointer` is a JSON Pointer (RFC 6901), "" for the whole document. It points into
     the left document, or into the right one if `kind` is "only_right". `left` and
-    `right` are the two values; the one that does not exist is None.
+    `right` are the two values, None for one that does not exist.
     """
 
     pointer: str
@@ -156,7 +156,7 @@ class Difference(NamedTuple):
             shared = len(os.path.commonprefix([left, right]))
             start = shared - MAX_WIDTH // 2 if shared >= MAX_WIDTH else 0
             line = f"{_shorten(left, start)} != {_shorten(right, start)}"
-        # A key may hold a line feed, so escape as in a JSON string.
+        # A key may contain a line feed, so escape it as in a JSON string.
         return f"{_text(self.pointer)[1:-1]}: {line}" if self.pointer else line
 
 
@@ -165,8 +165,8 @@ class Difference(NamedTuple):
 _Key = str | int
 _Members = Iterator[tuple[_Key, Any, Any]]  # key or index, left value, right value
 _Path = tuple["_Path", _Key] | None  # the path to the parent, and the key in it
-# The remaining segments of each pattern that fits so far, and what to do where it ends:
-# match elements by this key, or ignore the value if it is None.
+# The remaining segments of each pattern that fits so far, and what to do at its end:
+# match elements by this key, or if it is None, ignore the value.
 _Rules = dict[tuple[str, ...], str | None]
 
 
@@ -183,8 +183,8 @@ def _walk(
     """Yield the differences in some members of the object or array at `path`."""
     near = float(f"4e-{places + 1}")
     unequal: set[int] = set()
-    # Documents may be nested deeper than Python can recurse. Each object or array around
-    # the members, by the id() of the left one, and what to continue with after it.
+    # Documents may be nested deeper than Python can recurse. Maps the id() of each
+    # enclosing object or array on the left to the point to continue at after it.
     stack: dict[int, tuple[_Members, _Path, _Rules]] = {}
     while True:
         for key, a, b in members:
@@ -225,7 +225,7 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
 
     Most values are equal, and _walk() takes several times as long to find out. Floats
     less than `near` apart are certainly equal. The id() of each left object or array
-    that is not plainly equal is added to `unequal`, so that _walk() need not ask again.
+    for which the result is False is added to `unequal`, so that _walk() need not retry.
     """
     keys: Iterable[_Key]
     key_type: type
@@ -292,10 +292,10 @@ def _pair_members(
 def _count_equal_ends(
     left: Sequence[Any], right: Sequence[Any], path: _Path, rules: _Rules, places: int
 ) -> tuple[int, int]:
-    """Count the elements that are equal at the start, and of the rest, at the end."""
+    """Count the equal elements at the start, and then those at the end of the rest."""
 
     def equal(index: int, b: Any) -> bool:
-        # Aligning within elements could take exponential time, for the same verdict.
+        # Aligning within elements could take exponential time, for the same result.
         member = iter([(index, left[index], b)])
         return next(_walk(member, path, rules, places, align=False), None) is None
 
@@ -351,15 +351,15 @@ _JSON_TYPES: dict[type, str] = {
 
 
 def _json_type(value: Any, path: _Path) -> str:
-    for base in type(value).__mro__:  # where bool comes before int
+    for base in type(value).__mro__:  # in which bool comes before int
         if base in _JSON_TYPES:
             return _JSON_TYPES[base]
     name = type(value).__name__
-    raise TypeError(f"{_place(path)} is of type {name}, not known to JSON")
+    raise TypeError(f"{_place(path)} is of type {name}, which is not a JSON type")
 
 
 # The difference of two Decimals may have more than 28 digits; rounding it up cannot
-# take it across the limit, which has one digit. Without traps, what is out of range is
+# take it across the limit, which has one digit. Without traps, a result out of range is
 # infinite or NaN, and thus not within the limit.
 _CONTEXT = Context(rounding=ROUND_UP, traps=[])
 
@@ -369,7 +369,7 @@ def _same_number(left: Any, right: Any, places: int) -> bool:
         return left == right
     if isinstance(left, Decimal) or isinstance(right, Decimal):
         with localcontext(_CONTEXT):
-            a, b = Decimal(left), Decimal(right)  # exact, also for int and float
+            a, b = Decimal(left), Decimal(right)  # exact even for int and float
             half = Decimal(5).scaleb(-places - 1)  # rounds to the even digit, 0
             return a == b or a.is_nan() and b.is_nan() or abs(a - b) <= half
     try:
@@ -396,18 +396,18 @@ def _place(path: _Path) -> str:
 
 
 def _segments(pointer: str) -> tuple[str, ...]:
-    """Split a JSON Pointer; its first segment, the document's own, is always empty."""
+    """Split a JSON Pointer; the first segment, the whole document, is always empty."""
     if pointer and not pointer.startswith("/"):
-        raise ValueError(f"not a JSON Pointer, which starts with /: {pointer!r}")
+        raise ValueError(f"not a JSON Pointer (must start with /): {pointer!r}")
     if re.search("~(?![01])", pointer):
-        raise ValueError(f"not a JSON Pointer, where ~ is written ~0: {pointer!r}")
+        raise ValueError(f"not a JSON Pointer (write ~ as ~0): {pointer!r}")
     segments = pointer.split("/")
     return tuple(each.replace("~1", "/").replace("~0", "~") for each in segments)
 
 
 def _add_rule(rules: _Rules, segments: tuple[str, ...], match: str | None) -> None:
     rules.setdefault(segments, match)
-    if segments and segments[0] == "**":  # which may stand for nothing
+    if segments and segments[0] == "**":  # which may match no keys at all
         _add_rule(rules, segments[1:], match)
 
 
@@ -427,16 +427,16 @@ def _advance(rules: _Rules, key: _Key) -> _Rules:
 def load(source: bytes | bytearray | str | os.PathLike[str]) -> Any:
     """Read one JSON document: from bytes, from text, or from the file at a path.
 
-    A str is text; wrap the name of a file in pathlib.Path. Bytes are UTF-8, UTF-16 or
-    UTF-32, with or without byte order mark, told apart as in RFC 4627, section 3.
+    A str is text; wrap a file name in pathlib.Path. Bytes are UTF-8, UTF-16 or UTF-32,
+    with or without a byte order mark, detected as in RFC 4627, section 3.
 
     Returns what json.loads returns, including NaN and the infinities, except that an
-    integer too long for int(), of more than 4300 digits, is a Decimal, just as exact.
+    integer too long for int(), of more than 4300 digits, is a Decimal, which is exact.
 
     Raises OSError if the file cannot be read; json.JSONDecodeError, a ValueError, for
     text that is not JSON (RFC 8259); and ValueError for bytes that are not text, a key
-    that occurs twice in one object, and nesting too deep for the parser of the standard
-    library (1000 levels in CPython 3.11).
+    that occurs twice in one object, and nesting too deep for the standard library's
+    parser (1000 levels in CPython 3.11).
     """
     if isinstance(source, os.PathLike):
         with open(source, "rb") as file:
@@ -452,7 +452,7 @@ def load(source: bytes | bytearray | str | os.PathLike[str]) -> Any:
             exc.add_note("A str is JSON text; to read a file, pass a pathlib.Path.")
         raise
     except RecursionError:
-        raise ValueError("nested too deep for the parser") from None
+        raise ValueError("nested too deeply for the parser") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -479,12 +479,12 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 def _text(value: Any) -> str:
-    """Write a value as JSON; of an array or object, only as much as a line shows."""
+    """Write a value as JSON; an array or object only as far as a line shows it."""
     if isinstance(value, Decimal):
         return str(value)
     try:
         return "".join(islice(_ENCODER.iterencode(value), MAX_WIDTH + 1))
-    except ValueError:  # an integer too long for str(), or a value that holds itself
+    except ValueError:  # an integer too long for str(), or a value that contains itself
         return "…"
 
 
@@ -497,7 +497,7 @@ def _shorten(text: str, start: int = 0) -> str:
 
 
 def _documents(name: str, by_line: bool) -> Iterator[Any]:
-    """Yield the document in a file, or that in each line; name the file in errors."""
+    """Yield the document in a file, or in each of its lines; errors name the file."""
     number = 1
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
@@ -537,7 +537,7 @@ def _print_differences(args: argparse.Namespace, options: dict[str, Any]) -> int
                 print(json.dumps(record, default=str))
             else:
                 print(f"line {number}: {difference}" if args.lines else difference)
-    print(end="", flush=True)  # here, where errors are caught
+    print(end="", flush=True)  # while errors are still caught
     return status
 
 
@@ -552,7 +552,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Compare two JSON documents; floats to 5 decimal places.",
         epilog="POINTER is a JSON Pointer, in which * stands for any one key or index and "
-        "** for any number of them, as in /**/updated_at; both options that take one "
+        "** for any number of them, as in /**/updated_at; --ignore and --match "
         "may be repeated. Exit status: 0 equal, 1 different, 2 not compared (bad "
         "arguments or input), 130 interrupted.",
     )
@@ -565,7 +565,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="POINTER",
         action="append",
         default=[],
-        help="a value that does not count",
+        help="a value to ignore",
     )
     add(
         "--match",
@@ -584,24 +584,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     match = dict(args.match)
     options = {"places": args.places, "ignore": args.ignore, "match": match}
     try:
-        differences(None, None, **options)  # checks the options
+        differences(None, None, **options)  # only checks the options
     except ValueError as exc:
         parser.error(str(exc))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # whose encoding may lack characters
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _print_differences(args, options)
     except ValueError as exc:
         print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 2
-    except OSError as exc:  # from print(); a second one, at exit, would be a traceback
+    except OSError as exc:  # from print(); at exit there would be another
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(exc, BrokenPipeError):  # head(1) has seen enough
+        if isinstance(exc, BrokenPipeError):  # such as from head(1)
             return 1
         print(f"{parser.prog}: standard output: {exc.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # the terminal shows ^C and no line feed
+        print(file=sys.stderr)  # the terminal shows ^C without a line feed
         return 130
 
 

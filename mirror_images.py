@@ -2,17 +2,17 @@
 # requires-python = ">=3.11"
 # dependencies = ["httpx~=0.28.1", "Pillow~=13.0", "sniffio~=1.3"]
 # ///
-"""Mirror all images of a server left-to-right: list, download, mirror, upload.
+"""Mirror all images on a server left-to-right: list, download, mirror, upload.
 
     python mirror_images.py [URL] [--chains N] [--prefix TEXT] [--report FILE] ...
     python mirror_images.py --serve FOLDER [--port N]
 
 `GET URL` returns a list of names as plain text, one per line; `GET URL/NAME` returns an
 image; `POST URL` saves one. Many download -> mirror -> upload chains run at once on
-one event loop; the pixel work is done by worker processes. Without a URL, all of this
-happens on an embedded server with sample pictures, so that there is something to see.
+one event loop; the pixel work is done by worker processes. Without a URL, the script
+runs on an embedded server with sample pictures.
 
-For other code: `mirror(data: bytes) -> bytes` is the pixel work alone.
+From other code, call `mirror(data: bytes) -> bytes` for the pixel work alone.
 
 Needs upload_images.py beside it, for HTTP, retries, progress and report.
 """
@@ -82,23 +82,23 @@ __all__ = ["ImageError", "mirror"]  # for other code
 
 logger = logging.getLogger(__name__)
 
-# Safe to open from a stranger. Not EPS, for one: Pillow runs Ghostscript on it.
+# Safe to open if untrusted; EPS is not, as Pillow runs Ghostscript on it.
 # MPO is opened by the JPEG plugin.
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 # 41 dB or more against the true flip of a photo; 1.3 times the size of quality 80
 LOSSY_QUALITY = 90
-MAX_PAGES = 1000  # of a TIFF: Pillow takes time that is quadratic in their number
-STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed together
+MAX_PAGES = 1000  # of a TIFF: Pillow's time is quadratic in their number
+STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed at a time
 IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
 PROCESSORS = (
     len(os.sched_getaffinity(0))
     if hasattr(os, "sched_getaffinity")
     else os.cpu_count() or 1
 )
-# One more, so that no processor waits for the event loop to pass on the next image.
+# One more, so that no processor waits for the event loop to hand it the next image.
 WORKERS = PROCESSORS + 1
-IMAGE_TIMEOUT_SECONDS = 300.0  # to mirror one
-# Libraries reserve more address space in a worker than they use.
+IMAGE_TIMEOUT_SECONDS = 300.0  # for mirroring one
+# In a worker, libraries reserve more address space than they use.
 RESERVED_ADDRESS_SPACE = 1 << 30  # bytes
 
 
@@ -106,10 +106,10 @@ RESERVED_ADDRESS_SPACE = 1 << 30  # bytes
 
 
 async def mirror_all(client: Client, run: Run, arguments: argparse.Namespace) -> None:
-    """Mirror the images of the server's list that are not mirrored yet."""
+    """Mirror the images in the server's list that are not mirrored yet."""
     prefix: str = arguments.prefix
     names = await client.list()
-    # Servers store names as they are sent: two that are escaped alike are the same.
+    # Servers store names as sent, so two with the same escaped form are the same.
     stored = {form_escape(name): name for name in reversed(names)}
     if prefix:
         names = [name for name in names if not name.startswith(prefix)]
@@ -134,7 +134,7 @@ async def mirror_all(client: Client, run: Run, arguments: argparse.Namespace) ->
 
 
 def check_name(name: str) -> None:
-    """Raise ImageError for a name that could lead elsewhere than to an image."""
+    """Raise ImageError for a name that could lead to something other than an image."""
     if name in (".", "..") or "/" in name or "\\" in name:
         raise ImageError("the list should contain names, not paths or URLs")
     if any(unicodedata.category(character) == "Cc" for character in name):
@@ -143,7 +143,7 @@ def check_name(name: str) -> None:
 
 # ---- worker processes ------------------------------------------------------
 
-# fork starts a worker in 5 ms, spawn in 500; elsewhere than on Linux, fork is unsafe.
+# fork starts a worker in 5 ms, spawn in 500, but fork is unsafe outside Linux.
 if sys.platform == "linux":
     PROCESSES = multiprocessing.get_context("fork")
 else:
@@ -153,8 +153,9 @@ else:
 class Workers:
     """A pool of processes for the pixel work.
 
-    An image that crashes its process, exhausts its memory or takes too long fails
-    alone: only its process is replaced. (A ProcessPoolExecutor would break as a whole.)
+    If an image crashes its process, exhausts its memory or takes too long, only that
+    image fails and only that process is replaced. (A ProcessPoolExecutor would break
+    as a whole.)
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -173,7 +174,7 @@ class Workers:
         """Call `mirror` in a worker process; ImageError if it fails in any way."""
         async with self.permits:
             while self.idle and not self.idle[-1].process.is_alive():
-                self.idle.pop().kill()  # something killed it after its last image
+                self.idle.pop().kill()  # it was killed after its last image
             if not self.idle:
                 self.idle.append(await Worker.start(self.max_pixels))
             worker = self.idle.pop()
@@ -182,10 +183,10 @@ class Workers:
                     success, result = await worker.mirror(data)
             except TimeoutError as error:
                 worker.kill()
-                message = f"mirroring takes more than {IMAGE_TIMEOUT_SECONDS:.0f} s"
+                message = f"mirroring took more than {IMAGE_TIMEOUT_SECONDS:.0f} s"
                 raise ImageError(message) from error
             except (EOFError, ConnectionError) as error:
-                message = f"its worker process died ({worker.kill()}; out of memory?)"
+                message = f"the worker process died ({worker.kill()}; out of memory?)"
                 raise ImageError(message) from error
             except BaseException:
                 worker.kill()
@@ -200,8 +201,8 @@ class Workers:
 class Worker:
     """A process that mirrors one image at a time.
 
-    Request: the size, the image. Response: whether it is a success, the size, and the
-    mirrored image or the reason.
+    Request: the size, then the image. Response: whether it succeeded, the size, then
+    the mirrored image or the reason.
     """
 
     process: multiprocessing.process.BaseProcess
@@ -229,7 +230,7 @@ class Worker:
         return success, await self.reader.readexactly(size)
 
     def kill(self) -> str:
-        """End the process; return what it died of."""
+        """Kill the process; return how it ended."""
         self.writer.close()
         self.process.kill()
         self.process.join()
@@ -238,22 +239,22 @@ class Worker:
 
 
 def serve_worker(connection: socket.socket, max_pixels: int) -> None:
-    """Mirror one image after the other, until the parent process goes away."""
-    signal.set_wakeup_fd(-1)  # the parent's
+    """Mirror one image after another, until the parent process goes away."""
+    signal.set_wakeup_fd(-1)  # undo the parent's setting
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR)
     for standard_stream in (0, 1, 2):  # libtiff prints warnings
         os.dup2(null, standard_stream)
     if PROCESSES.get_start_method() == "fork":
-        # The parent's connections would stay open as long as this process.
+        # Otherwise the parent's connections would stay open as long as this process.
         os.closerange(3, connection.fileno())
         os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     limit_memory()
     # Keep 16 MB for the next image instead of returning them to the system
     # (https://pillow.readthedocs.io/en/stable/reference/block_allocator.html).
     Image.core.set_blocks_max(16)  # type: ignore[attr-defined]
-    # Each thread of libavif reserves address space: 64 take 1.9 GB, one takes 0.25.
+    # Each libavif thread reserves address space: 64 take 1.9 GB, one takes 0.25.
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     with connection.makefile("rwb") as pipe:
         while header := pipe.read(8):
@@ -268,12 +269,12 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
 
 
 def limit_memory() -> None:
-    """Limit this worker to its share of the machine's memory, or the container's."""
+    """Limit this worker to its share of the machine's or container's memory."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        with contextlib.suppress(OSError, ValueError):  # "max" is not a number
             memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
         limit = memory // WORKERS + RESERVED_ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -281,7 +282,7 @@ def limit_memory() -> None:
 
 # ---- pixels ----------------------------------------------------------------
 
-MAX_PIXELS = 178_956_970  # what Pillow refuses to open: twice its MAX_IMAGE_PIXELS
+MAX_PIXELS = 178_956_970  # Pillow's limit: twice its MAX_IMAGE_PIXELS
 PILLOW_LIMIT_LOCK = threading.Lock()
 
 
@@ -289,22 +290,22 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     """Mirror an image file left-to-right, as a viewer shows it.
 
     The result has the same format. EXIF or XMP orientation is applied first and its tag
-    removed. Other metadata are kept, but not an EXIF thumbnail, which would show the
+    removed. Other metadata is kept, except an EXIF thumbnail, which would show the
     image unmirrored. All frames of an animation and all pages of a TIFF are mirrored;
     an MPO photo becomes the JPEG that viewers show.
 
     Lossless images stay exact. JPEG, lossy WebP and AVIF are decoded and encoded again.
     A JPEG keeps its quantisation tables and subsampling: on photos 45 dB or more against
-    the true flip (median 54). Where the mirrored side is not a multiple of the blocks, 8
-    or 16 pixels, these fall elsewhere: 35 dB or more (median 39).
+    the true flip (median 54). If the mirrored side is not a multiple of the block size, 8
+    or 16 pixels, the block boundaries move: 35 dB or more (median 39).
 
-    `max_pixels` limits the image, and all its frames or pages together. It alone
-    decides: while a file is opened, or a TIFF is read, `Image.MAX_IMAGE_PIXELS` and the
-    warning filters, which belong to the whole process, are replaced under a lock.
+    `max_pixels` limits the image, with all its frames or pages together. It replaces
+    Pillow's own limit: while a file is opened, or a TIFF is read, the process-wide
+    `Image.MAX_IMAGE_PIXELS` and warning filters are changed, under a lock.
 
     Raises ImageError if `data` is not an image in one of FORMATS, is damaged, exceeds
-    `max_pixels` or MAX_PAGES, or cannot be written back without loss of depth. Raises
-    OSError only for what the system lacks, such as file descriptors (EMFILE).
+    `max_pixels` or MAX_PAGES, or cannot be written back without loss of bit depth.
+    Raises OSError only if the system lacks resources, such as file descriptors (EMFILE).
     """
     try:
         with open_image(data, FORMATS, max_pixels) as image:
@@ -318,19 +319,19 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     except Image.DecompressionBombError as error:
         raise ImageError(f"more than {max_pixels:,} pixels") from error
     except (IndexError, EOFError, struct.error) as error:
-        raise ImageError("a damaged image: there are bytes missing") from error
+        raise ImageError("a damaged image: bytes are missing") from error
     except MemoryError as error:
-        raise ImageError("too large for the memory of this machine") from error
-    except Exception as error:  # Pillow has no common class for what bad bytes cause
+        raise ImageError("too large for this machine's memory") from error
+    except Exception as error:  # Pillow raises all sorts for bad data
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # Pillow imports its plugins when it first needs them
+            raise  # Pillow imports plugins when first needed
         reason = str(error) or type(error).__name__
         raise ImageError(f"a damaged or unsupported image: {reason}") from error
 
 
 @contextlib.contextmanager
 def pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Have Pillow refuse more than `max_pixels` (or one more), and not warn of less."""
+    """Have Pillow refuse more than `max_pixels` (or one more), without warnings."""
     with PILLOW_LIMIT_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         before = Image.MAX_IMAGE_PIXELS
@@ -352,8 +353,8 @@ def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
     """Raise ImageError for a decompression bomb.
 
     `before` is the number of pixels in the frames before this one; the result is that
-    number for the next frame. Frames are counted as they come, because an animation may
-    lie about their size and number.
+    number for the next frame. Frames are counted as they are read, because an animation
+    may lie about their size and number.
     """
     pixels = size[0] * size[1]
     if before:  # even the smallest frame takes time
@@ -364,8 +365,8 @@ def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
     return before + pixels
 
 
-# EXIF orientation -> how to transpose the stored pixels so that the upright image is
-# mirrored; None where they already are the mirror image of what viewers show.
+# EXIF orientation -> how to transpose the stored pixels to mirror the upright image;
+# None if they already are the mirror image of what viewers show.
 TRANSPOSITIONS = {
     1: Image.Transpose.FLIP_LEFT_RIGHT,
     2: None,
@@ -381,15 +382,15 @@ ORIENTATION = ExifTags.Base.Orientation
 
 
 def transpose(image: Image.Image, orientation: int) -> Image.Image:
-    """`image`, stored in an EXIF orientation, upright and mirrored."""
+    """`image`, stored in the given EXIF orientation, made upright and mirrored."""
     method = TRANSPOSITIONS[orientation]
     return image.copy() if method is None else image.transpose(method)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation (1 to 8) that viewers apply; EXIF states it, or else XMP."""
+    """The orientation (1 to 8) that viewers apply: that of the EXIF data, or of XMP."""
     orientation = 1
-    with contextlib.suppress(Exception):  # viewers ignore unreadable EXIF data, too
+    with contextlib.suppress(Exception):  # viewers ignore unreadable EXIF data
         orientation = image.getexif().get(ORIENTATION, 1)
     return orientation if orientation in TRANSPOSITIONS else 1
 
@@ -397,8 +398,8 @@ def orientation_of(image: Image.Image) -> int:
 def clean_exif(exif: bytes | None) -> bytes | None:
     """EXIF data without orientation and thumbnail, which is not mirrored; None if none.
 
-    All else stays as it is and where it is, because only the maker knows the offsets in
-    a maker note. (Exif 2.32, section 4.6.2: a directory is a count, 12 bytes an entry,
+    Nothing else is changed or moved, because a maker note may contain offsets that only
+    the maker knows. (Exif 2.32, section 4.6.2: a directory is a count, 12 bytes an entry,
     and the offset of the next directory, the thumbnail's.)
     """
     exif = re.sub(b"^(Exif\0\0)+", b"", exif or b"")
@@ -426,9 +427,9 @@ def clean_xmp(xmp: bytes | None) -> bytes | None:
 
 
 def encoded(pixels: Image.Image, image: Image.Image, **options: Any) -> bytes:
-    """`pixels` in the format of `image`, with its metadata that Pillow can write.
+    """`pixels` in the format of `image`, with the metadata that Pillow can write.
 
-    An option that is None is left to Pillow.
+    Options that are None are left to Pillow.
     """
     format = "JPEG" if image.format == "MPO" else str(image.format)
     exif = clean_exif(image.info.get("exif"))
@@ -446,7 +447,7 @@ def encoded(pixels: Image.Image, image: Image.Image, **options: Any) -> bytes:
 
 
 def mirror_still(image: ImageFile.ImageFile, **options: Any) -> bytes:
-    image.load()  # some metadata follow the pixels
+    image.load()  # some metadata comes after the pixels
     return encoded(transpose(image, orientation_of(image)), image, **options)
 
 
@@ -456,16 +457,16 @@ def mirror_jpeg(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byt
     tables = image.quantization
     factors: list[tuple[int, ...]] = [layer[1:3] for layer in image.layer]
     if image.mode == "CMYK":
-        # YCCK comes back as CMYK, where a table for chroma would ruin a colour.
+        # YCCK is written as CMYK, where a chroma table would ruin a colour.
         tables = {0: tables[image.layer[0][3]]}
-    if orientation_of(image) in SWAPS_AXES:  # so are horizontal and vertical frequency
+    if orientation_of(image) in SWAPS_AXES:  # swap the frequencies, too
         order = [8 * (n % 8) + n // 8 for n in range(64)]
         tables = {key: [table[n] for n in order] for key, table in tables.items()}
         factors = [factor[::-1] for factor in factors]
     subsampling = -1  # greyscale and CMYK have none
     if image.mode == "RGB":
         key: Any = sum(factors, ())
-        # 4:4:4, which loses nothing, for those that Pillow cannot write
+        # 4:4:4, which loses nothing, where Pillow cannot write the original's
         subsampling = JpegImagePlugin.samplings.get(key, 0)
     return mirror_still(
         image,
@@ -478,9 +479,9 @@ def mirror_jpeg(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byt
 
 
 def iptc_segment(iptc: bytes | None) -> bytes | None:
-    """The APP13 segment of a JPEG that holds IPTC data: captions, rights; None if none.
+    """A JPEG's APP13 segment with IPTC data (captions, rights); None if there is none.
 
-    Photoshop's other resources are dropped; a thumbnail, for one, is not mirrored.
+    Photoshop's other resources are dropped: a thumbnail, for one, is not mirrored.
     """
     if not iptc:
         return None
@@ -492,9 +493,9 @@ def iptc_segment(iptc: bytes | None) -> bytes | None:
 def mirror_bmp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
     if image.mode != "RGBA":
         return mirror_still(image)
-    # Pillow writes no alpha channel. Only the pixels change places, 4 bytes each.
+    # Pillow writes no alpha channel, so move only the pixels, 4 bytes each.
     start, header_size = struct.unpack_from("<II", data, 10)
-    if start < 14 + max(header_size, 52):  # 52: the shortest one, with its masks
+    if start < 14 + max(header_size, 52):  # 52: the shortest, with its masks
         raise ImageError("a damaged BMP: its pixels overlap its header")
     end = start + 4 * image.width * image.height
     pixels = Image.frombytes("RGBA", image.size, data[start:end])
@@ -506,14 +507,14 @@ def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
     (components,) = struct.unpack_from(">H", data, start + 40)
     depths = data[start + 42 : start + 42 + 3 * components : 3]  # less one, and a sign
     if image.mode != "I;16" and any(depth & 127 > 7 for depth in depths):
-        raise ImageError("a JPEG 2000 image with 16 bits a channel: it would lose some")
+        raise ImageError("JPEG 2000 with 16 bits per channel: some would be lost")
     return mirror_still(image, no_jp2=start == 0)
 
 
 def mirror_ppm(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
-    arguments = image.tile[0].args  # a raw mode, or one and the largest value
+    arguments = image.tile[0].args  # a raw mode, or a raw mode and the maximum value
     if image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
-        raise ImageError("a PPM image with 16 bits a channel: it would lose some")
+        raise ImageError("PPM with 16 bits per channel: some would be lost")
     return mirror_still(image)
 
 
@@ -526,7 +527,7 @@ def mirror_frames(image: ImageFile.ImageFile, max_pixels: int, **options: Any) -
         image.load()
         frames.append(transpose(image, orientation_of(image)))
         starts.append(image.info.get("timestamp", 0))
-    # Differences, so that what rounding takes from one frame goes to the next.
+    # Differences of starts, so that rounding errors do not add up.
     ends = [*starts[1:], starts[-1] + image.info.get("duration", 0)]
     return encoded(
         frames[0],
@@ -558,12 +559,12 @@ def is_lossless_webp(data: bytes) -> bool:
         chunk_type, size = struct.unpack_from("<4sI", data, at)
         if chunk_type == b"VP8L":
             return True
-        # A frame of an animation holds chunks of its own after 16 bytes.
+        # A frame of an animation has its own chunks, after 16 bytes.
         at += 8 + (16 if chunk_type == b"ANMF" else size + size % 2)
     return False
 
 
-# Without those that say how the pixels are stored, which Pillow writes.
+# Not those that describe how the pixels are stored: Pillow writes them.
 TIFF_TAGS = {
     *(ExifTags.Base.DocumentName, ExifTags.Base.ImageDescription, ExifTags.Base.Make),
     *(ExifTags.Base.Model, ExifTags.Base.XResolution, ExifTags.Base.YResolution),
@@ -579,17 +580,17 @@ def mirror_tiff(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byt
     pages: list[Image.Image] = []
     pixels = 0
     with pillow_limit(max_pixels):
-        # Not n_frames: it reads all directories, however many, before the first page.
+        # Not n_frames, which reads all directories, however many, before the first page.
         for number in itertools.count():
             try:
                 image.seek(number)
             except EOFError:
                 break
             if number == MAX_PAGES:
-                raise ImageError(f"a TIFF of more than {MAX_PAGES} pages")
+                raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
             pixels = check_size(image.size, max_pixels, pixels)
             if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
-                raise ImageError("a TIFF with 16 bits a channel: it would lose 8")
+                raise ImageError("TIFF with 16 bits per channel: some would be lost")
             image.load()  # Pillow applies the orientation
             pages.append(transpose(image, 1))
             pages[-1].encoderinfo = tiff_options(image)
@@ -603,8 +604,8 @@ def tiff_options(image: ImageFile.ImageFile) -> dict[str, Any]:
     types = {TiffTags.ASCII: str, TiffTags.BYTE: bytes, TiffTags.UNDEFINED: bytes}
     tags = image.getexif()
     for tag in list(tags):
-        # Of some that are stored with a wrong type, Pillow reads only the first number;
-        # others it cannot write.
+        # If the type is wrong, Pillow reads only the first number of some tags, and
+        # cannot write others.
         expected = types.get(TiffTags.lookup(tag).type or 0, object)
         if tag not in TIFF_TAGS or not isinstance(tags[tag], expected):
             del tags[tag]
@@ -614,7 +615,7 @@ def tiff_options(image: ImageFile.ImageFile) -> dict[str, Any]:
     # As bytes, because all pages share one object.
     options: dict[str, Any] = {"exif": tags.tobytes()}
     if ExifTags.IFD.Exif in tags or ExifTags.IFD.GPSInfo in tags:
-        # Pillow cannot have libtiff write a directory inside another.
+        # Through libtiff, Pillow cannot write a directory inside another.
         options["compression"] = "raw"
     elif image.info.get("compression") == "jpeg":
         options["quality"] = 95
@@ -633,24 +634,24 @@ def mirror_gif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
         if block_type == GIF_FRAME:
             left, top, w, h, flags = struct.unpack_from("<HHHHB", data, start + 1)
             check_size((max(width, left + w), top + h), max_pixels)
-            if not pixels:  # viewers enlarge the screen to hold the first frame
+            if not pixels:  # viewers enlarge the screen to fit the first frame
                 width = max(width, left + w)
                 struct.pack_into("<H", out, 6, width)
             pixels = check_size((w, h), max_pixels, pixels)
-            visible = min(w, width - left)  # they cut off the rest of a later one
+            visible = min(w, width - left)  # they crop later frames
             if visible > 0:
                 left = width - left - visible
-            else:  # it stays beyond the screen
+            else:  # entirely off the screen
                 visible = w
             table_end = start + 10 + gif_table_size(flags)
-            # The pixels are not written interlaced, whatever they were.
+            # The pixels are written without interlacing.
             out += struct.pack(
                 "<BHHHHB", block_type, left, top, visible, h, flags & ~64
             )
             out += data[start + 10 : table_end]
             out += mirror_gif_pixels(w, h, visible, flags & 64, data[table_end:end])
         else:
-            # Pillow reads too far where an extension is empty after its identifier.
+            # Pillow reads too far if an extension is empty after its identifier.
             identifier = 1 + data[start + 2] if data[start + 1] == 0xFF else 0
             if end - start > 3 + identifier:
                 out += data[start:end]
@@ -669,7 +670,7 @@ def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
             end = start + 2
         elif block_type == GIF_FRAME:
             end = start + 11 + gif_table_size(data[start + 9])
-        else:  # padding that some programs leave behind
+        else:  # padding that some programs write
             start += 1
             continue
         while data[end]:
@@ -679,7 +680,7 @@ def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def gif_table_size(flags: int) -> int:
-    """Bytes of the colour table that a descriptor with these flags announces."""
+    """The size in bytes of the colour table that a descriptor's flags announce."""
     return 3 << 1 + (flags & 7) if flags & 128 else 0
 
 
@@ -713,7 +714,7 @@ PNG_ROWS = {
     (8, 4): "LA",
     (8, 6): "RGBA",
 }
-# Chunks that stay true when the pixels move, besides those whose names say so
+# Chunks that stay valid when the pixels move, besides those whose names say so
 PNG_KEPT = {
     *(b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT", b"tRNS", b"bKGD"),
     *(b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"cICP", b"mDCV", b"cLLI"),
@@ -737,7 +738,7 @@ def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
     size = canvas  # of the frame whose pixels come next
     sequence = 0  # number of the next animation chunk that has one
     count = 0  # of pixels
-    out = bytearray(PNG_SIGNATURE)  # a million chunks added to bytes would take hours
+    out = bytearray(PNG_SIGNATURE)  # with bytes, a million chunks would take hours
     interlace = b"\0"  # none
     out += png_chunk(b"IHDR", struct.pack(">II", *upright) + header[8:12] + interlace)
     out += clean_metadata
@@ -755,7 +756,7 @@ def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
                 w, h, x, y = struct.unpack(">4I", body[4:20])
                 size = w, h
                 if x + w > canvas[0] or y + h > canvas[1]:
-                    raise ImageError("a damaged PNG: a frame beyond its edges")
+                    raise ImageError("a damaged PNG: a frame extends beyond its edges")
                 x, y, w, h = mirrored_box((x, y, w, h), canvas, orientation)
                 body = struct.pack(">5I", sequence, w, h, x, y) + body[20:]
                 sequence += 1
@@ -764,7 +765,7 @@ def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of a PNG that stay true when its pixels move, as (type, data)."""
+    """The chunks of a PNG that stay valid when its pixels move, as (type, data)."""
     chunk_type, at = b"", len(PNG_SIGNATURE)
     while chunk_type != b"IEND":
         length, chunk_type = struct.unpack_from(">I4s", data, at)
@@ -775,21 +776,21 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             if checksum == zlib.crc32(chunk_type + body):
                 yield chunk_type, body
             elif chunk_type[:1].isupper() or chunk_type in (b"fcTL", b"fdAT"):
-                raise ImageError(f"a damaged PNG: wrong checksum of {chunk_type!r}")
+                raise ImageError(f"a damaged PNG: wrong checksum in {chunk_type!r}")
         elif chunk_type[:1].isupper():  # section 13.2: critical
-            raise ImageError(f"a damaged or unusual PNG: it has a chunk {chunk_type!r}")
+            raise ImageError(f"a damaged or unusual PNG: unknown chunk {chunk_type!r}")
 
 
 def check_png_order(chunks: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise ImageError unless header and frames are all there, in order (5.6)."""
+    """Raise ImageError unless the header and all frames are there, in order (5.6)."""
     letters = {b"IHDR": "H", b"IDAT": "D", b"fcTL": "C", b"fdAT": "F"}
     order = "".join(letters.get(chunk_type, "") for chunk_type, _ in chunks)
     announced = [body[:4] for chunk_type, body in chunks if chunk_type == b"acTL"]
     frames = struct.pack(">I", order.count("C"))
     if chunks[0][0] != b"IHDR" or not re.fullmatch("HC?D+(CF+)*", order):
-        raise ImageError("a damaged PNG: there are chunks missing or out of order")
+        raise ImageError("a damaged PNG: chunks are missing or out of order")
     if announced not in ([], [frames]):
-        raise ImageError("a damaged PNG: there are frames missing")
+        raise ImageError("a damaged PNG: frames are missing")
 
 
 def png_chunk(chunk_type: bytes, body: bytes) -> bytes:
@@ -804,7 +805,7 @@ def is_png_metadata(chunk_type: bytes, body: bytes) -> bool:
     if chunk_type not in (b"tEXt", b"zTXt", b"iTXt"):
         return chunk_type == b"eXIf"
     keyword = body.partition(b"\0")[0]
-    # ImageMagick stores EXIF data under the latter, as hexadecimal digits.
+    # The latter is ImageMagick's, with EXIF data as hexadecimal digits.
     known = keyword in (b"XML:com.adobe.xmp", b"Raw profile type exif")
     return known or (chunk_type, keyword) == (b"tEXt", b"exif")
 
@@ -812,8 +813,8 @@ def is_png_metadata(chunk_type: bytes, body: bytes) -> bool:
 def png_metadata(chunks: Iterable[tuple[bytes, bytes]]) -> tuple[int, bytes]:
     """The orientation stated in chunks of EXIF and XMP data, and the chunks without it.
 
-    Pillow reads them in all their forms. They are put in front of a single pixel for
-    it, because in the file they may follow the pixels.
+    Pillow reads them in all their forms. They are put before the pixel of a tiny PNG,
+    because in the original they may come after the pixels.
     """
     if not chunks:
         return 1, b""
@@ -871,18 +872,18 @@ def mirror_png_pixels(header: bytes, compressed: bytes, orientation: int) -> byt
     else:
         mode = PNG_ROWS[depth, colour]
         planes = [mirrored()]
-    # Up: 2 to 10 % larger than a filter chosen for each row, as Pillow's encoder does,
-    # in half the time.
+    # Up: 2 to 10 % larger than choosing a filter for each row, as Pillow's encoder
+    # does, but in half the time.
     filter_type = 2 if depth >= 8 and colour != 3 else 0
     width, height = planes[0].size
     step = max(1, STRIP // width)
-    compressor = zlib.compressobj(5)  # 1 % larger than 6, in two thirds of the time
+    compressor = zlib.compressobj(5)  # 1 % larger than 6, but in two thirds of the time
     out = bytearray()
     for top in range(0, height, step):
         count = min(step, height - top)
         rows = bytearray()
         for number, plane in enumerate(planes):
-            # With the row above it; above the first row are zeros (section 9.1).
+            # With the row above it, which is all zeros for the first row (section 9.1).
             strip = Image.new(plane.mode, (width, count + 1))
             strip.paste(plane, (0, 1 - top))
             samples = strip.tobytes("raw", mode)
@@ -922,10 +923,10 @@ MAX_PART_HEADERS = 1 << 13  # bytes of the headers of one part
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
-    """An image service over a folder: GET lists and delivers, POST saves.
+    """An image service over a folder: GET lists and sends images, POST saves them.
 
-    It listens on 127.0.0.1, at any free port if `port` is 0. Each connection has a
-    thread, so that a slow client blocks only its own.
+    It listens on 127.0.0.1, on any free port if `port` is 0. Each connection has its own
+    thread, so a slow client blocks no other.
     """
 
     request_queue_size = 1024  # connections that have not been accepted yet
@@ -933,7 +934,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), ImageHandler)
         self.folder = folder
-        # No other running server has this port: a file with this prefix was left behind
+        # No other running server has this port, so a file with this prefix was left behind
         # by one that was killed.
         self.temporary_prefix = f".upload-{self.server_port}-"
         for leftover in folder.glob(f"{self.temporary_prefix}*"):
@@ -955,7 +956,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
             self.server_close()
 
     def names(self) -> list[str]:
-        """The images in the folder whose name is a line of UTF-8 text, in order."""
+        """The images in the folder whose names fit on a line of UTF-8 text, sorted."""
         return sorted(
             name
             for name in os.listdir(self.folder)
@@ -978,7 +979,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
         logger.info("connection lost: %s", sys.exception())
 
     def shutdown_request(self, request: Any) -> None:
-        """Close a connection, after reading for up to two seconds what is still sent.
+        """Close a connection, after reading the rest of the request for up to 2 seconds.
 
         Otherwise it would be reset, and the client might never read the response.
         """
@@ -996,7 +997,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
     server: ImageServer
     protocol_version = "HTTP/1.1"
-    default_request_version = "HTTP/1.0"  # 0.9's responses have no status
+    default_request_version = "HTTP/1.0"  # HTTP/0.9 responses have no status
     timeout = 30.0  # seconds without a byte
     # Nagle's algorithm would hold the body back until the headers are acknowledged,
     # which takes 40 ms.
@@ -1005,9 +1006,9 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
     error_message_format = "%(explain)s\n"
 
     def parse_request(self) -> bool:
-        """Parse a request; refuse one that a page of another web site may have sent.
+        """Parse a request; refuse it if another web site's page may have sent it.
 
-        A foreign Origin means a form or script of that site, a foreign Host means DNS
+        A foreign Origin means a form or script on that site; a foreign Host means DNS
         rebinding.
         """
         if not super().parse_request():
@@ -1047,7 +1048,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             self.send_error(404, explain=f"POST images to {PATH}")
         elif "Transfer-Encoding" in self.headers or not length:
-            self.send_error(411, explain="send a Content-Length, and no chunked body")
+            self.send_error(411, explain="send a Content-Length, not a chunked body")
         elif not re.fullmatch("[0-9]{1,18}", length):
             self.send_error(400, explain="invalid Content-Length")
         elif int(length) > MAX_UPLOAD_SIZE:
@@ -1086,36 +1087,36 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether `name` is that of a file in the folder, and not of a hidden one."""
+    """Whether `name` stays in the folder, and is not that of a hidden file."""
     return not is_long_name(name) and bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
 
 
 def is_long_name(name: str) -> bool:
-    """Whether file systems refuse `name` as too long."""
+    """Whether `name` is too long for file systems."""
     return len(name.encode("utf-8", "surrogateescape")) > 255
 
 
 def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
     """The content of each file in a form (RFC 7578), by name.
 
-    Raise ValueError for a form that is malformed, or has no file or an unsafe name.
+    Raises ValueError if the form is malformed, has no file or has an unsafe name.
     """
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
     if not boundary or not 0 < body.count(delimiter) <= MAX_PARTS:
         raise ValueError("the form has no parts, or too many")
     files = {}
     position = body.find(delimiter[2:]) + len(delimiter) - 2
-    while not body.startswith(b"--", position):  # which marks the last delimiter
+    while not body.startswith(b"--", position):  # the end of the last delimiter
         head_end = body.find(b"\r\n\r\n", position, position + MAX_PART_HEADERS)
         end = body.find(delimiter, head_end + 4)
         if min(head_end, end) < 0:
-            raise ValueError("a part of the form is incomplete, or has long headers")
+            raise ValueError("a part is incomplete, or its headers are too long")
         name = file_name(body[position:head_end])
         if name is not None:
             if is_long_name(name):
                 raise ValueError("the file name is longer than 255 bytes")
             if not is_safe_name(name):
-                raise ValueError(f"not a name for an image: {name!r}")
+                raise ValueError(f"not a valid image name: {name!r}")
             files[name] = memoryview(body)[head_end + 4 : end]
         position = end + len(delimiter)
     if not files:
@@ -1126,8 +1127,8 @@ def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
 def file_name(headers: bytes) -> str | None:
     """The filename in the headers of a part; None if it has none.
 
-    As browsers write it (WHATWG HTML, section 4.10.21.8), with backslashes (RFC 2183),
-    or extended (RFC 8187).
+    It may be escaped as browsers do it (WHATWG HTML, section 4.10.21.8), with
+    backslashes (RFC 2183), or extended (RFC 8187).
     """
     disposition = re.search(rb"(?im)^content-disposition:(.*)", headers)
     if not disposition:
@@ -1156,16 +1157,16 @@ def serve(folder: Path, port: int) -> int:
     except FileExistsError as error:
         raise FatalError(f"cannot serve {folder}: not a folder") from error
     except OSError as error:
-        message = f"cannot serve {folder} at port {port}: {error.strerror}"
+        message = f"cannot serve {folder} on port {port}: {error.strerror}"
         raise FatalError(message) from error
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with server:
         what = f"{folder}, a new folder," if new else folder
-        print(f"Serving {what} at {server.url} - Ctrl-C ends it", flush=True)
+        print(f"Serving {what} at {server.url} - press Ctrl-C to stop", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print()  # so that the shell's prompt does not follow the terminal's ^C
+            print()  # so that the shell's prompt does not end up behind ^C
     return 0
 
 
@@ -1173,10 +1174,10 @@ def serve(folder: Path, port: int) -> int:
 
 
 def draw_samples(folder: Path) -> None:
-    """Write sample pictures in which a person sees at once what is left and right."""
+    """Write sample pictures in which left and right are obvious."""
     sunset = draw_sample((360, 240), "sky")
     sunset.save(folder / "photo.jpg", quality=90)
-    # Stored as a camera held upright does: a quarter turn counter-clockwise, and a tag.
+    # As a camera held upright stores it: a quarter turn counter-clockwise, and a tag.
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     exif[ExifTags.Base.Software] = "mirror_images.py"
@@ -1197,8 +1198,8 @@ def draw_samples(folder: Path) -> None:
 def draw_sample(
     size: tuple[int, int], background: str | None, moment: float = 0.3
 ) -> Image.Image:
-    """An arrow to the right under a sun that is at the left in the morning."""
-    scale = 4  # drawn larger and then reduced, for smooth edges
+    """An arrow to the right, under a sun that moves from left to right."""
+    scale = 4  # drawn larger, then reduced, for smooth edges
     width, height = size[0] * scale, size[1] * scale
     image = Image.new("RGBA", (width, height))
     if background:
@@ -1228,7 +1229,7 @@ def draw_sample(
 
 
 def side_by_side(pairs: Iterable[dict[str, bytes]]) -> Image.Image:
-    """A picture of images beside their mirror images, as viewers show them."""
+    """A picture of images next to their mirror images, as viewers show them."""
     rows = [[(name, as_shown(data)) for name, data in pair.items()] for pair in pairs]
     heights = [max(image.height for _, image in row) + 40 for row in rows]
     sheet = Image.new("RGB", (520, sum(heights)), "#808080")
@@ -1267,7 +1268,7 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     if pairs and status == 0:
         sheet = folder / "side_by_side.png"
         side_by_side(pairs).save(sheet)
-        print(f"To look at: {sheet}")
+        print(f"Side by side: {sheet}")
     return status
 
 
@@ -1289,7 +1290,7 @@ def byte_count(text: str) -> int:
 
 
 def name_prefix(text: str) -> str:
-    """Argument type: the beginning of the results' names."""
+    """Argument type: the prefix of the results' names."""
     try:
         check_name(text + "x")
     except ImageError as error:
@@ -1302,23 +1303,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the script with the arguments `argv`; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="mirror_images.py",
-        description="Mirror all images of a server left-to-right. Without a URL, and "
-        "without $IMAGES_URL, do so on an embedded server with sample pictures.",
+        description="Mirror all images on a server left-to-right. Without a URL or "
+        "$IMAGES_URL, use an embedded server with sample pictures.",
     )
     add = parser.add_argument
-    text = "where to list and POST images, each of which is at URL/NAME"
+    text = "where images are listed and POSTed; each is at URL/NAME"
     add("url", nargs="?", metavar="URL", help=text)
-    text = "beginning of the results' names (default: mirrored_; '' overwrites)"
+    text = "prefix of the results' names (default: mirrored_; '' overwrites)"
     add("--prefix", type=name_prefix, default="mirrored_", metavar="TEXT", help=text)
     text = "chains to run at the same time (default: 16)"
     add("--chains", type=integer(1), default=16, metavar="N", help=text)
-    text = "mirror again what is mirrored already"
+    text = "mirror even the images that are already mirrored"
     add("--again", action="store_true", help=text)
     text = "largest image to download (default: 256MB)"
     add("--max-bytes", type=byte_count, default="256MB", metavar="SIZE", help=text)
     text = (
-        f"largest image to decode (default: {MAX_PIXELS}); a JPEG takes some 8 bytes of "
-        "memory a pixel, WebP 42, AVIF and JPEG 2000 45"
+        f"largest image to decode (default: {MAX_PIXELS}); a JPEG takes about 8 bytes of "
+        "memory per pixel, WebP 42, AVIF and JPEG 2000 45"
     )
     add("--max-pixels", type=integer(1), default=MAX_PIXELS, metavar="N", help=text)
     text = "run the embedded server instead"
@@ -1334,7 +1335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def script() -> int:
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata
-        Image.init()  # later there may be no open files left to load the plugins from
+        Image.init()  # loads all plugins now: later, too many files may be open
         if arguments.serve:
             return serve(
                 arguments.serve, 8000 if arguments.port is None else arguments.port

@@ -6,12 +6,12 @@
 
     python upload_images.py FOLDER [--url URL] [--recursive] [--skip-existing] ...
 
-Each file whose name is that of an image is sent in a POST request of its own, as
+Each file whose name is that of an image is sent in its own POST request, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py imports what both scripts share: `Client`, which talks to the service
-and retries, and `Run`, which processes many images at once, counts and reports.
+mirror_images.py also imports `Client`, which talks to the service and retries, and
+`Run`, which processes many images at once, counts and reports.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ DEFAULT_URL = "http://127.0.0.1:8000/images/"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 # The retry policy. Any status that is in neither set would just recur.
-SUCCESS = {200, 201, 204}  # RFC 9110; 202 does not promise that the image is saved
+SUCCESS = {200, 201, 204}  # RFC 9110; 202 does not mean that the image is saved
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 MAX_RETRY_AFTER_SECONDS = 120.0
 
-# The write time-out applies to each piece: a slow uplink must manage one in that time.
+# The write time-out applies to each chunk: a slow uplink must send one in that time.
 CHUNK_SIZE = 32 * 1024  # bytes
-MIN_BYTES_PER_SECOND = 10_000  # an attempt that is slower is abandoned
+MIN_BYTES_PER_SECOND = 10_000  # slower attempts are abandoned
 MAX_LIST_SIZE = 64_000_000  # bytes of the list of images
-MAX_NAME_LENGTH = 4096  # characters of a line of that list
-MAX_RESPONSE_SIZE = 1 << 16  # bytes of a response to POST
+MAX_NAME_LENGTH = 4096  # characters in a line of that list
+MAX_RESPONSE_SIZE = 1 << 16  # bytes of the response to a POST
 
-# Some systems do not know these.
+# Missing on some systems.
 mimetypes.add_type("image/jpeg", ".jfif")
 mimetypes.add_type("image/jp2", ".jp2")
 mimetypes.add_type("image/jp2", ".j2k")
@@ -81,7 +81,7 @@ mimetypes.add_type("image/x-portable-floatmap", ".pfm")
 
 
 class FatalError(Exception):
-    """The script cannot run; the message is the line that the user reads."""
+    """The script cannot run; the message is shown to the user."""
 
 
 class ImageError(ValueError):
@@ -91,7 +91,7 @@ class ImageError(ValueError):
 class RequestError(Exception):
     """A request failed; the message says why.
 
-    `retry_after` is the number of seconds to wait before a retry, 0 if the server does
+    `retry_after` is the number of seconds to wait before a retry: 0 if the server does
     not say, None if a retry would not help.
     """
 
@@ -154,8 +154,8 @@ def find_files(
 ) -> tuple[list[str], dict[str, str], dict[str, str]]:
     """The images in a folder, as paths below it.
 
-    Also returns, with the reasons, the files that are not images and the subfolders
-    that cannot be read. Raises FatalError if `folder` itself cannot be read.
+    Also returns the files that are not images and the subfolders that cannot be read,
+    each with the reason. Raises FatalError if `folder` itself cannot be read.
     """
     images: list[str] = []
     skipped: dict[str, str] = {}
@@ -174,12 +174,12 @@ def find_files(
             if is_image(name):
                 images.append(path)
             else:
-                skipped[path] = "not an image by its name"
+                skipped[path] = "not an image, judging by its name"
     return images, skipped, failed
 
 
 def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
-    """The name under which each file is uploaded; FatalError if two clash."""
+    """The name to upload each file under; FatalError if two clash."""
     names: dict[str, str] = {}
     first: dict[str, str] = {}
     clashes: list[str] = []
@@ -198,7 +198,7 @@ def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
 
 
 def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Whether `name` is in part K of N, which depends on nothing but the name."""
+    """Whether `name` is in part K of N, which depends on the name alone."""
     part, parts = shard
     data = name.encode("utf-8", "surrogateescape")
     digest = hashlib.blake2b(data, digest_size=8).digest()
@@ -206,7 +206,7 @@ def in_shard(name: str, shard: tuple[int, int]) -> bool:
 
 
 def open_regular_file(path: Path) -> BinaryIO:
-    """Open a file for reading; ImageError unless it is regular: a pipe would block."""
+    """Open a file for reading; ImageError if it is not regular, as a pipe would block."""
     if path.is_symlink() and not path.exists():
         raise ImageError("a broken link")
     if not stat.S_ISREG(path.stat().st_mode):
@@ -218,7 +218,7 @@ def open_regular_file(path: Path) -> BinaryIO:
 
 
 def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
-    """A form with one file: its Content-Type, and what precedes and follows the file.
+    """A form with one file: its Content-Type, and the bytes before and after the file.
 
     multipart/form-data (RFC 7578).
     """
@@ -237,16 +237,16 @@ def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
 
 
 def form_escape(name: str) -> str:
-    """A name as browsers send it (WHATWG HTML, "multipart/form-data encoding")."""
+    """A name the way browsers send it (WHATWG HTML, "multipart/form-data encoding")."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
 async def form_pieces(
     head: bytes, file: BinaryIO, size: int, tail: bytes
 ) -> AsyncIterator[bytes]:
-    """Yield the body; ImageError before its end if `file` has not `size` bytes.
+    """Yield the body; ImageError before its end if `file` is not `size` bytes long.
 
-    The server then gets an incomplete request instead of a part of the file.
+    The server then gets an incomplete request instead of an incomplete file.
     """
     file.seek(0)
     piece, sent = head, 0
@@ -257,7 +257,7 @@ async def form_pieces(
             piece = b""
         piece += chunk  # a small image is sent in one piece with head and tail
     if sent != size:
-        raise ImageError("the file changed its size while it was sent")
+        raise ImageError("the file changed size while it was being sent")
     yield piece + tail
 
 
@@ -268,15 +268,15 @@ async def form_pieces(
 class Client:
     """A client of the image service at `url`, with retries, for many concurrent chains.
 
-    The methods raise RequestError if a request fails in the end, and FatalError if
-    nothing listens at the URL and nothing ever did. `outcome` counts the attempts.
+    The methods raise RequestError if a request still fails after its retries, and
+    FatalError if nothing has ever responded at the URL. `outcome` counts the attempts.
     """
 
     url: str
     field: str = "file"  # the name of the form field
-    headers: Sequence[tuple[bytes, bytes]] = ()  # of each request
-    timeout: float = 30.0  # seconds without progress after which an attempt has failed
-    retries: int = 4  # attempts after the first one
+    headers: Sequence[tuple[bytes, bytes]] = ()  # sent with each request
+    timeout: float = 30.0  # seconds without progress after which an attempt fails
+    retries: int = 4  # attempts after the first
 
     def __post_init__(self) -> None:
         self._url = url = httpx.URL(self.url)
@@ -293,7 +293,7 @@ class Client:
             self._tls = httpx.create_ssl_context()  # takes 20 ms, so only once
             self._idle = [self._connection()]
         except (OSError, ImportError, ValueError, httpx.InvalidURL) as error:
-            settings = "certificates or proxies that the environment names"
+            settings = "certificates or proxies set in the environment"
             raise FatalError(f"cannot use the {settings}: {error}") from error
 
     async def __aenter__(self) -> Self:
@@ -304,7 +304,7 @@ class Client:
             await connection.aclose()
 
     async def list(self) -> list[str]:
-        """GET the list of images: UTF-8 text, one name per line. Repetitions are dropped.
+        """GET the list of images, UTF-8 text with one name per line, without duplicates.
 
         Raises FatalError if there is no such list.
         """
@@ -321,12 +321,12 @@ class Client:
         try:
             return parse_list(headers, content)
         except ValueError as error:
-            wanted = "expected a list of images as plain text, one name a line"
+            wanted = "expected a list of images as plain text, one name per line"
             message = f"{self.shown_url}: {wanted}, but the response is {error}"
             raise FatalError(message) from error
 
     async def get(self, name: str, max_size: int, outcome: Outcome) -> bytes:
-        """GET the image `name`; ImageError if it has more than `max_size` bytes."""
+        """GET the image `name`; ImageError if it is larger than `max_size` bytes."""
         base, mark, query = self.url.partition("?")
         quoted = urllib.parse.quote(name, safe="")
         url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
@@ -357,7 +357,7 @@ class Client:
     async def _send(
         self, outcome: Outcome, method: str, url: httpx.URL | str, **options: Any
     ) -> tuple[httpx.Headers, bytes]:
-        """Send a request, with retries where they may help."""
+        """Send a request, with retries where they can help."""
         attempt = 0
         while True:
             attempt += 1
@@ -368,7 +368,7 @@ class Client:
                 if error.retry_after is None:
                     raise
                 if error.retry_after > MAX_RETRY_AFTER_SECONDS:
-                    asked = f"the server asks to wait for {error.retry_after:.0f} s"
+                    asked = f"the server says to wait {error.retry_after:.0f} s"
                     raise RequestError(f"{error} ({asked})") from error
                 if attempt > self.retries:
                     attempts = f" ({attempt} attempts)" if attempt > 1 else ""
@@ -391,7 +391,7 @@ class Client:
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request once; return the headers and the content of the response."""
         connection = self._idle.pop() if self._idle else self._connection()
-        # `timeout` limits a single read or write; bytes could still drip in for ever.
+        # `timeout` limits a single read or write; bytes could still trickle in forever.
         seconds = 10 * self.timeout + body_size / MIN_BYTES_PER_SECOND
         try:
             async with asyncio.timeout(seconds) as deadline:
@@ -432,9 +432,9 @@ class Client:
         return response.headers, content
 
     def _connection(self) -> httpx.AsyncHTTPTransport:
-        """A single connection, through the proxy that the environment names, if any.
+        """A single connection, through the proxy set in the environment, if any.
 
-        httpcore scans all connections of a pool for each request: with 100 of them a
+        httpcore scans all connections of a pool for each request: with 100 of them, a
         request costs seven times the processor time (encode/httpcore#1035). An
         AsyncClient on top, for cookies and redirects, would cost 15 % more.
         """
@@ -450,7 +450,7 @@ class Client:
 
     @property
     def shown_url(self) -> str:
-        """The URL without a password."""
+        """The URL without user name and password."""
         return str(self._url.copy_with(userinfo=b""))
 
 
@@ -479,7 +479,7 @@ async def read_content(
 
 
 async def discard_content(response: httpx.Response) -> None:
-    """Read a short body to its end, so that httpx can reuse the connection."""
+    """Read a short body to its end, so that the connection can be reused."""
     size = 0
     async for chunk in response.aiter_raw():
         size += len(chunk)
@@ -506,7 +506,7 @@ async def status_error(response: httpx.Response) -> RequestError:
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3), 0 if none."""
+    """The seconds to wait according to Retry-After (RFC 9110, section 10.2.3), or 0."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -521,7 +521,7 @@ def retry_after(headers: httpx.Headers) -> float:
 def backoff(attempt: int) -> float:
     """Seconds to wait after an attempt: exponential, with jitter.
 
-    The jitter keeps chains that failed together from returning together.
+    Jitter keeps chains that failed together from retrying together.
     """
     # The exponent is limited because 2.0 ** 1024 overflows.
     seconds = FIRST_BACKOFF_SECONDS * 2.0 ** min(attempt - 1, 99)
@@ -533,11 +533,11 @@ def error_text(error: BaseException, timeout: float) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"no response within {timeout:g} s"
     if isinstance(error, TimeoutError):
-        return "the response takes too long"
+        return "the response took too long"
     detail = str(error) or type(error).__name__
     cause: BaseException | None = error
-    while cause is not None:  # the operating system's error is the plainest
-        if isinstance(cause, ssl.SSLError | socket.gaierror):  # their errno is no errno
+    while cause is not None:  # the operating system's error is the clearest
+        if isinstance(cause, ssl.SSLError | socket.gaierror):  # not a real errno
             detail = cause.strerror or detail
         elif isinstance(cause, OSError) and cause.errno:
             detail = os.strerror(cause.errno)
@@ -550,7 +550,7 @@ def error_text(error: BaseException, timeout: float) -> str:
 
 
 def parse_list(headers: httpx.Headers, content: bytes) -> list[str]:
-    """The names in a list of images; ValueError if it is something else, and what."""
+    """The names in a list of images; ValueError if it is not one, saying what it is."""
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "text/plain", "application/octet-stream"):
         raise ValueError(content_type)
@@ -574,7 +574,7 @@ def parse_list(headers: httpx.Headers, content: bytes) -> list[str]:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of one image: a line of the report."""
+    """The result for one image: a line of the report."""
 
     name: str  # in the server's list, or the path below the folder
     status: str = "failed"  # or "skipped", or the run's verb: "uploaded", "mirrored"
@@ -590,7 +590,7 @@ class Run:
     """A run over many images: its chains, counts, progress, report and summary."""
 
     verb: str  # the status of an image that succeeded
-    report: TextIO | None = None  # for JSON lines, which replace its earlier content
+    report: TextIO | None = None  # for JSON lines, replacing its earlier content
     give_up_after: int = 0  # failed requests in a row; 0: never
     progress: bool = True
 
@@ -611,12 +611,12 @@ class Run:
     ) -> None:
         """Await `chain(Outcome(name))` for each name, `concurrency` at a time.
 
-        Each of the coroutines takes the next name when it is free: memory grows with
-        `concurrency`, not with the names.
+        Each coroutine takes the next name when it is free, so memory grows with
+        `concurrency`, not with the number of names.
         """
         self.remaining = len(names)
         source = iter(names)
-        # A chain may have a connection and a file open; workers have some, too.
+        # A chain may have a connection and a file open; workers have some as well.
         if concurrency > (most := open_files_limit() // 3):
             logger.warning("only %d at a time: the limit on open files is low", most)
             concurrency = most
@@ -631,7 +631,7 @@ class Run:
     async def _run_chain(
         self, chain: Callable[[Outcome], Awaitable[None]], outcome: Outcome
     ) -> None:
-        """Await a chain. Whatever goes wrong in it is the failure of one image."""
+        """Await a chain; any error in it, except FatalError, fails that image alone."""
         start = time.monotonic()
         request_failed = False
         try:
@@ -648,10 +648,10 @@ class Run:
         self.record(outcome)
         if request_failed:
             self._failed_requests += 1
-        elif outcome.attempts:  # without a request, nothing is known about the server
+        elif outcome.attempts:  # without a request, nothing was learnt about the server
             self._failed_requests = 0
         if request_failed and self._failed_requests == self.give_up_after:
-            message = "giving up: %d requests in a row failed; the last reason: %s"
+            message = "giving up: %d requests in a row failed; the last error: %s"
             logger.error(message, self._failed_requests, outcome.error)
             self._cancel(1)
 
@@ -675,7 +675,7 @@ class Run:
     def execute(self, work: Callable[[], Coroutine[Any, Any, None]]) -> int:
         """Run `work()` on an event loop, print the summary, return the exit status.
 
-        Ctrl-C and SIGTERM cancel it, and so does giving up.
+        Ctrl-C, SIGTERM and giving up cancel it.
         """
 
         async def supervised() -> None:
@@ -729,7 +729,7 @@ class Run:
         return f"{', '.join(parts)}, {size_text(self.bytes_out)} in {seconds:.1f} s"
 
     def _show_progress(self) -> None:
-        """Show the progress: in place on a terminal, else as a line now and then."""
+        """Show the progress: in place on a terminal, otherwise a line every 10 seconds."""
         done = self.counts[self.verb] + self.counts["failed"]
         rate = done / max(time.monotonic() - self.start, 1e-6)
         line = f"{done}/{done + self.remaining}, {self.counts['failed']} failed"
@@ -771,7 +771,7 @@ def reason(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with whatever a terminal would obey or not show as escape sequences."""
+    """`text` with control and other non-printable characters escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -780,7 +780,7 @@ def printable(text: str) -> str:
 
 
 def size_text(size: float) -> str:
-    """A number of bytes as people read it: 4.2 MB."""
+    """A human-readable number of bytes: 4.2 MB."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
@@ -796,7 +796,7 @@ def print_line(line: str, stream: TextIO | None, end: str = "\n") -> None:
 
 
 def erase_line() -> str:
-    """What erases the progress line on a terminal (ECMA-48, EL); empty elsewhere."""
+    """The sequence that erases the progress line (ECMA-48, EL); empty off a terminal."""
     return "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""
 
 
@@ -811,14 +811,14 @@ class LogFormatter(logging.Formatter):
 
 
 def service_url(argument: str | None) -> str | None:
-    """The URL of the command line or of $IMAGES_URL; FatalError if it is unusable."""
+    """The URL from the command line or $IMAGES_URL; FatalError if it is unusable."""
     text = argument or os.environ.get("IMAGES_URL")
     if not text:
         return None
     source = "" if argument else "$IMAGES_URL: "
     try:
         url = httpx.URL(text)
-        host = url.host  # decodes it
+        host = url.host  # decodes it, which may fail
     except (httpx.InvalidURL, UnicodeError) as error:
         raise FatalError(f"{source}{text!r} is not a URL: {error}") from error
     if url.scheme not in ("http", "https") or not host or url.fragment:
@@ -868,7 +868,7 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def open_report(path: str | None) -> TextIO | None:
-    """Open the file of --report to append to it; FatalError if that is impossible."""
+    """Open the --report file for appending; FatalError if that fails."""
     if path is None:
         return None
     try:
@@ -896,7 +896,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add("--give-up-after", type=integer(0), default=50, metavar="N", help=text)
     text = "process only the K-th of N disjoint parts, chosen by a hash of the name"
     add("--shard", type=shard, default=(1, 1), metavar="K/N", help=text)
-    text = "write one JSON object per line and image; '-' is standard output"
+    text = "write a report, one JSON object per image and line; '-' is standard output"
     add("--report", metavar="FILE", help=text)
     verbosity = parser.add_mutually_exclusive_group()
     text = "log each image and each retry"
@@ -965,12 +965,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER")
-    text = f"where to POST (default: $IMAGES_URL, then {DEFAULT_URL})"
+    text = f"where to POST (default: $IMAGES_URL, or {DEFAULT_URL})"
     add("--url", help=text)
     add("--recursive", action="store_true", help="include subfolders")
     text = "upload SUBFOLDER/NAME as SUBFOLDER_NAME instead of NAME"
     add("--join-path", action="store_true", help=text)
-    text = "skip the images that the server's list already has"
+    text = "skip images already in the server's list"
     add("--skip-existing", action="store_true", help=text)
     text = "images to upload at the same time (default: 8)"
     add("--connections", type=integer(1), default=8, metavar="N", help=text)

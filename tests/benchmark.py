@@ -366,7 +366,7 @@ def distant_server_of(folder: Path) -> Iterator[str]:
     process.join()
 
 
-def large_images(
+def against_pillow(
     scratch: Path, megapixels: str, size: tuple[int, int], count: int, goal: str
 ) -> Iterator[Row]:
     folder = fill(scratch / megapixels, count, size)
@@ -433,8 +433,9 @@ def images() -> Iterator[Row]:
     """mirror_images.py and upload_images.py, the server in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        yield from large_images(scratch, "3", (2000, 1500), 60, ">= 0.85")
-        yield from large_images(scratch, "0.75", (1000, 750), 200, ">= 0.60")
+        yield from against_pillow(scratch, "3", (2000, 1500), 60, ">= 0.70")
+        yield from against_pillow(scratch, "0.75", (1000, 750), 200, ">= 0.50")
+        yield from against_pillow(scratch, "0.03", (200, 150), 800, ">= 0.22")
         yield from many_chains(scratch)
         yield from memory(scratch)
         yield from uploads(scratch)

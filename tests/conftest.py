@@ -1,4 +1,4 @@
-"""What all tests share: import path, warnings as errors, environment, fixtures."""
+"""Shared by all tests: import path, warnings as errors, environment, fixtures."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with a single certificate: to load the usual hundred takes 20 ms."""
+    """A file with a single certificate: loading the usual hundred takes 20 ms."""
     first, end, _ = Path(certifi.where()).read_text("utf-8").partition("-----END")
     path = tmp_path_factory.mktemp("certificates") / "one.pem"
     path.write_text(f"{first}{end} CERTIFICATE-----\n", "utf-8")
@@ -27,7 +27,7 @@ def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch, one_certificate: Path) -> None:
-    """No settings of the machine that runs the tests."""
+    """Keep out settings of the machine that runs the tests."""
     for name in ("IMAGES_URL", "SSL_CERT_DIR", "PYTHONUNBUFFERED", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SSL_CERT_FILE", str(one_certificate))
@@ -43,7 +43,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that asyncio.sleep was asked for; it only yields to other tasks."""
+    """The delays passed to asyncio.sleep, which only yields to other tasks."""
     seconds: list[float] = []
     sleep = asyncio.sleep
 
@@ -73,7 +73,7 @@ def received(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(received: Path) -> Iterator[str]:
-    """The URL of the embedded server, which saves into `received`."""
+    """The URL of the embedded server, which saves to `received`."""
     from mirror_images import ImageServer
 
     with ImageServer(received).running() as url:
@@ -82,7 +82,7 @@ def url(received: Path) -> Iterator[str]:
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port at which nothing listens, and nothing else will."""
+    """A port on which nothing listens, reserved so that nothing else will."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]

@@ -1,13 +1,13 @@
-"""An image service with faults: what images meet on a bad network.
+"""An image service with faults, as on a bad network.
 
     plan = Shares({Fault.STALL: 0.05, Fault.BUSY: 0.05}, seed=1)
     with FaultServer(folder, plan).running() as url:
         mirror_images.main([url])
 
-A plan is called with every request, and returns the fault that it shall meet, or the
-very bytes of a response, or None: all is well. It sees nothing but the method, the
-image's name and how often this was asked for before, so that the same plan does the
-same to an image however threads are timed.
+A plan is called with every request, and returns the fault to apply, or the exact bytes
+to respond with, or None for no fault. It sees only the method, the image's name and the
+number of the attempt, so that the same plan treats an image the same way, whatever the
+timing of threads.
 """
 
 import collections
@@ -29,7 +29,7 @@ from helpers import response
 
 
 class Fault(enum.Enum):
-    """What happens to a request, and whether a POST's image is saved nevertheless."""
+    """What happens to a request, and whether the image of a POST is saved anyway."""
 
     RESET_BEFORE = "reset before the body is received or sent"  # not saved
     RESET_DURING = "reset in the middle of the body"  # not saved
@@ -41,14 +41,14 @@ class Fault(enum.Enum):
     SHORT = "half of the response's body, then the end"  # saved
     TOO_LONG = "a larger Content-Length than the body has"  # saved
     TOO_SHORT = "a smaller Content-Length than the body has"  # saved
-    TWICE = "another response right behind the response"  # saved
+    TWICE = "another response right after the response"  # saved
     PAGE = "an HTML page with status 200"  # saved
     REDIRECT = "a redirect to another server"  # not saved
     GARBAGE = "something that is not HTTP"  # not saved
     CLOSED_IDLE = "no fault, but then the kept-alive connection is closed"  # saved
 
 
-# What a retry can mend. A redirect is a response, and a page may be one.
+# Faults that a retry can overcome. A redirect is final, and a page may be valid.
 TRANSIENT = [fault for fault in Fault if fault not in (Fault.PAGE, Fault.REDIRECT)]
 STALL_LIMIT = 30.0  # seconds; a client with a shorter --timeout ends a stall
 
@@ -63,7 +63,7 @@ Plan = Callable[[Request], Fault | bytes | None]
 
 
 class Shares:
-    """A plan that hits the stated share of requests with each fault."""
+    """A plan that applies each fault to a given share of the requests."""
 
     def __init__(self, shares: Mapping[Fault, float], seed: int = 0) -> None:
         self.shares = shares
@@ -84,7 +84,7 @@ def no_faults(request: Request) -> None:
     """The plan of a server that works."""
 
 
-# What is sent instead of the right response, the request being ignored.
+# Sent instead of the right response; the request is ignored.
 INSTEAD = {
     Fault.STALL: b"",
     Fault.TOO_MANY: response("429 Too Many Requests", "slow down", "Retry-After: 0"),
@@ -98,11 +98,10 @@ CLOSING = {Fault.SHORT, Fault.GARBAGE, Fault.CLOSED_IDLE}
 
 
 class FaultServer(http.server.ThreadingHTTPServer):
-    """An image service over a folder whose responses are spoiled as `plan` says.
+    """An image service over a folder, with faults according to `plan`.
 
-    It counts what it does: `requests` by method and name, `faults` by kind, `saved` by
-    name. `on_saved` is called with each name that was saved, before the client hears
-    of it.
+    It counts `requests` by method and name, `faults` by type, and `saved` images by
+    name. `on_saved` is called with each saved name before the response is sent.
     """
 
     request_queue_size = 1024
@@ -128,7 +127,7 @@ class FaultServer(http.server.ThreadingHTTPServer):
             self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: that connections break is what this server is for."""
+        """Log nothing: connections are meant to break here."""
 
     def next_fault(self, method: str, name: str) -> Fault | bytes | None:
         with self.lock:
@@ -171,13 +170,13 @@ class FaultHandler(http.server.BaseHTTPRequestHandler):
         self.respond(urllib.parse.unquote(path, errors="surrogateescape"))
 
     def do_POST(self) -> None:
-        # The name is at the beginning of the form, and stays to be read there.
+        # Peek at the name at the beginning of the form, leaving it to be read later.
         match = re.search(rb'filename="(.*?)"', self.rfile.peek())  # type: ignore[attr-defined]
         assert match
         self.respond(match[1].decode("utf-8", "surrogateescape"))
 
     def respond(self, name: str) -> None:
-        """Respond to a request, but for the fault that the plan has for it."""
+        """Respond to a request, with the fault that the plan returns for it."""
         fault = self.server.next_fault(self.command, name)
         length = int(self.headers.get("Content-Length", 0))
         if fault is Fault.RESET_BEFORE:
@@ -187,7 +186,7 @@ class FaultHandler(http.server.BaseHTTPRequestHandler):
             return self.reset()
         body = self.rfile.read(length)
         if len(body) < length:
-            raise ConnectionError("the client went away")
+            raise ConnectionError("the client disconnected")
         if isinstance(fault, bytes):
             spoiled = fault
         elif fault in INSTEAD:
@@ -197,13 +196,13 @@ class FaultHandler(http.server.BaseHTTPRequestHandler):
             right = self.server.save(name, body) if post else self.server.deliver(name)
             unheard = fault is Fault.RESET_AFTER and post
             spoiled = b"" if unheard else spoil(fault, right)
-        # In one piece: what belongs together arrives together.
+        # In one piece, so that it also arrives in one piece.
         self.connection.sendall(spoiled)
         if fault in (Fault.RESET_DURING, Fault.RESET_AFTER):
             self.reset()
         elif fault is Fault.STALL:
             self.close_connection = True
-            self.connection.recv(1)  # nothing comes, until the client goes away
+            self.connection.recv(1)  # blocks until the client disconnects
         elif fault in CLOSING:
             self.close_connection = True
         return None
@@ -212,7 +211,7 @@ class FaultHandler(http.server.BaseHTTPRequestHandler):
         """End the connection with an RST instead of a FIN."""
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        # Not close(): that waits for rfile and wfile, behind a FIN.
+        # Not close(), which would wait for rfile and wfile and then send a FIN.
         os.close(self.connection.detach())
         self.close_connection = True
 

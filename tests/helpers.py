@@ -1,4 +1,4 @@
-"""What several test modules use: files, reports, terminals, processes, responses."""
+"""Helpers for several test modules: files, reports, terminals, processes, HTTP."""
 
 import contextlib
 import json
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 30.0  # seconds to wait for what should happen soon
+PATIENCE = 30.0  # seconds to wait for something that should happen soon
 
 
 def write(folder: Path, *names: str, content: bytes = b"pixels") -> None:
-    """Write files with the same content; make the folders that they are in."""
+    """Write files with the same content; create their folders."""
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,10 +29,10 @@ def names_in(folder: Path) -> set[str]:
 
 
 def read_report(path: Path) -> dict[str, dict[str, Any]]:
-    """The lines of a report by name, of which there must be one for each."""
+    """The lines of a report by name; there must be one line per name."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     by_name = {line["name"]: line for line in lines}
-    assert len(by_name) == len(lines), "a name has two lines"
+    assert len(by_name) == len(lines), "a name has several lines"
     return by_name
 
 
@@ -42,7 +42,7 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
 class Terminal:
     """A pseudo-terminal, or a pipe.
 
-    What is written to `stream` until the block ends comes to be in `output`.
+    Everything written to `stream` until the block ends is collected in `output`.
     """
 
     def __init__(self, *, tty: bool = True) -> None:
@@ -54,7 +54,7 @@ class Terminal:
         self.thread.start()
 
     def read(self) -> None:
-        with contextlib.suppress(OSError):  # Linux: nobody has the terminal open
+        with contextlib.suppress(OSError):  # Linux, once the terminal is closed
             while data := os.read(self.reader, 1 << 16):
                 with self.written:
                     self.output += data.decode()
@@ -85,7 +85,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def script_command(script: str, *arguments: str | Path) -> list[str]:
-    """The command that runs one of the scripts so that SIGINT interrupts it."""
+    """The command that runs a script in such a way that SIGINT interrupts it."""
     path = str(ROOT / script)
     return [sys.executable, "-c", LAUNCHER, path, *map(str, arguments)]
 
@@ -94,7 +94,7 @@ def script_command(script: str, *arguments: str | Path) -> list[str]:
 def running_script(
     script: str, *arguments: str | Path, **options: Any
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run a script in a process of its own, with pipes for its output, in the block."""
+    """Run a script in its own process, its output piped, until the block ends."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = script_command(script, *arguments)
     with subprocess.Popen(command, **pipes | options) as process:

@@ -1,4 +1,4 @@
-"""The image scripts on a bad network, and among strangers."""
+"""The image scripts on a bad network, and with untrusted data."""
 
 import os
 import random
@@ -27,9 +27,9 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Task:
-    """Tiny images, and what one of the scripts is to do with them.
+    """Tiny images for one of the scripts to process.
 
-    `verb` says which: "mirrored" or "uploaded".
+    `verb` says how: "mirrored" or "uploaded".
     """
 
     def __init__(self, verb: str, folder: Path, count: int) -> None:
@@ -70,7 +70,7 @@ class Task:
             return image.tobytes() == pixels
 
     def is_complete(self) -> bool:
-        """Whether the server has every result, and nothing else of ours."""
+        """Whether the server has every result, and nothing unexpected."""
         wanted = {self.prefix + name for name in self.names}
         if self.verb == "mirrored":
             wanted.update(self.names)
@@ -87,12 +87,12 @@ both_scripts = pytest.mark.parametrize("verb", SCRIPTS)
 
 # ---- faults ----------------------------------------------------------------
 
-# Not detected: what follows the end of a response.
+# Not detected: extra bytes after the end of a response.
 MENDED = [f for f in TRANSIENT if f not in (Fault.TWICE, Fault.TOO_SHORT)]
 
 
 @both_scripts
-def test_every_image_arrives_through_all_transient_faults(
+def test_every_image_arrives_despite_all_transient_faults(
     tmp_path: Path, verb: str
 ) -> None:
     task = Task(verb, tmp_path, 100)
@@ -120,7 +120,7 @@ REASONS = {
 }
 
 
-def test_each_fault_that_lasts_is_named_and_fails_one_image(tmp_path: Path) -> None:
+def test_each_persistent_fault_is_reported_and_fails_one_image(tmp_path: Path) -> None:
     task = Task("uploaded", tmp_path, len(REASONS) + 2)
     spoiled, good = task.names[: len(REASONS)], task.names[len(REASONS) :]
     faults = dict(zip(spoiled, REASONS, strict=True))
@@ -140,7 +140,7 @@ def test_each_fault_that_lasts_is_named_and_fails_one_image(tmp_path: Path) -> N
 
 
 @both_scripts
-def test_a_run_that_is_killed_again_and_again_finishes_what_remains(
+def test_a_run_that_is_killed_repeatedly_finishes_the_remaining_images(
     tmp_path: Path, verb: str
 ) -> None:
     task = Task(verb, tmp_path, 30)
@@ -182,13 +182,13 @@ def kill(server: "subprocess.Popen[str]") -> None:
 
 
 def stop(server: "subprocess.Popen[str]") -> None:
-    """Let it accept connections, but never respond again."""
+    """Let the server accept connections, but never respond again."""
     server.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize(("verb", "end"), [("mirrored", stop), ("uploaded", kill)])
-def test_a_server_that_is_gone_for_good_ends_the_run(
+def test_a_server_that_never_comes_back_ends_the_run(
     tmp_path: Path,
     verb: str,
     end: Callable[["subprocess.Popen[str]"], None],
@@ -214,7 +214,7 @@ def test_a_server_that_is_gone_for_good_ends_the_run(
         options = ["--retries", "1", "--timeout", "0.3", "--give-up-after", "7"]
         assert task.run(match[0], *options) == 1
     output, error = capsys.readouterr()
-    assert "giving up: 7 requests in a row failed; the last reason: " in error
+    assert "giving up: 7 requests in a row failed; the last error: " in error
     counts = {text: int(n) for n, text in re.findall(r"(\d+) ([a-z ]+),", output)}
     assert counts[verb] in range(10, 14)
     assert counts["failed"] in range(7, 11)
@@ -224,10 +224,10 @@ def test_a_server_that_is_gone_for_good_ends_the_run(
     assert statuses.count(verb) == counts[verb]
 
 
-# ---- bytes from strangers --------------------------------------------------
+# ---- untrusted bytes -------------------------------------------------------
 
 
-def test_damaged_images_come_back_as_images_or_are_refused() -> None:
+def test_damaged_images_are_mirrored_or_refused() -> None:
     command = [sys.executable, str(ROOT / "tests" / "fuzz_mirror.py"), "1", "3000"]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False

@@ -1,7 +1,7 @@
 """Tests of mirror_images.py: the pixels, the chains, the embedded server.
 
-Every image is drawn here: small, without any symmetry, and the same at every run.
-What a viewer shows of a file is what Pillow's exif_transpose makes of it.
+Every image is drawn here: small, asymmetric, and the same in every run. Viewers are
+assumed to show an image as Pillow's exif_transpose returns it.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def band(size: tuple[int, int], seed: int) -> Image.Image:
 
 
 def picture(mode: str, size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
-    """Pixels that no two places share a pattern of."""
+    """Pixels in a pattern that never repeats."""
     first = band(size, seed)
     if mode == "1":
         return first.point([255 * (value > 99) for value in range(256)]).convert("1")
@@ -124,7 +124,7 @@ def saved_frames(frames: Sequence[Image.Image], format: str, **options: Any) -> 
 
 
 def drawing(number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    """A frame of an animation in which little moves, so that parts of it are stored."""
+    """A frame of an animation with little motion, so that only parts are stored."""
     image = Image.new("RGB", size, "#204060")
     draw = ImageDraw.Draw(image)
     draw.polygon([(2, 28), (9, 12), (17, 25)], "#c0a020")
@@ -158,7 +158,7 @@ def content(image: Image.Image) -> tuple[object, ...]:
 
 
 def assert_mirrored(data: bytes) -> bytes:
-    """Mirror `data`; assert that nothing but the side changed."""
+    """Mirror `data`; assert that nothing else has changed."""
     result = mirror(data)
     expected = [content(frame) for frame in seen_in_a_mirror(data)]
     assert [content(frame) for frame in shown(result)] == expected
@@ -169,7 +169,7 @@ def assert_mirrored(data: bytes) -> bytes:
 def decibels(one: Image.Image, other: Image.Image) -> float:
     """The peak signal-to-noise ratio of two images of one size and mode."""
     assert (one.size, one.mode) == (other.size, other.mode)
-    if one.mode == "RGBA":  # what is hidden by transparency does not count
+    if one.mode == "RGBA":  # ignore pixels hidden by transparency
         grey = Image.new("RGBA", one.size, "#808080")
         one = Image.alpha_composite(grey, one)
         other = Image.alpha_composite(grey, other)
@@ -197,7 +197,7 @@ ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def camera_exif(orientation: int | None = None) -> bytes:
-    """EXIF data with all that a camera writes: sub-directories, a maker note."""
+    """EXIF data such as a camera writes, with sub-directories and a maker note."""
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Box"
     exif[ExifTags.Base.Copyright] = "somebody"
@@ -228,7 +228,7 @@ def directory(
 
 
 def camera_tags(data: bytes) -> dict[str, object]:
-    """The EXIF data of a file, without what says how its pixels are stored."""
+    """The EXIF data of a file, without tags for how its pixels are stored."""
     exif = opened(data).getexif()
     return {
         "make": exif.get(ExifTags.Base.Make),
@@ -269,7 +269,7 @@ def png_of(
     interlaced: bool = False,
     chunks: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """A PNG as the standard describes it, for what Pillow does not write."""
+    """A PNG written from the standard, for variants that Pillow does not write."""
     passes = ADAM7 if interlaced else [(0, 0, 1, 1)]
     lines = b""
     for x, y, step_x, step_y in passes:
@@ -334,7 +334,7 @@ def png_pixels(data: bytes) -> Pixels:
 
 
 def png_samples(depth: int, colour: int) -> Pixels:
-    """Pixels of every depth, the low bits in use too."""
+    """Pixels of any depth, using the low bits as well."""
     width, height = 11, 9
     return [
         [
@@ -481,7 +481,7 @@ def test_a_jpeg_stored_as_rgb_stays_rgb() -> None:
     assert result.info["adobe_transform"] == opened(data).info["adobe_transform"]
 
 
-def test_a_ycck_jpeg_is_mirrored_in_its_colours() -> None:
+def test_a_ycck_jpeg_keeps_its_colours() -> None:
     tables = [[3] * 64, [70] * 64]  # one for the first component, one for the others
     data = saved(photo("CMYK"), "JPEG", qtables=tables)
     # An Adobe marker (Adobe TN 5116) whose transform says YCCK.
@@ -502,7 +502,7 @@ def test_a_lossy_image_is_close_to_the_true_flip(
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP"])
-def test_colours_hidden_by_transparency_stay(format: str) -> None:
+def test_colours_hidden_by_transparency_are_kept(format: str) -> None:
     image = picture("RGB")
     image.putalpha(picture("1", seed=2).convert("L"))
     assert_mirrored(saved(image, format, lossless=True, exact=True))
@@ -543,7 +543,7 @@ def test_the_pages_of_a_tiff_keep_their_modes_sizes_and_compression() -> None:
     assert found == methods
 
 
-def test_a_tiff_compressed_as_jpeg_is_close_to_the_true_flip() -> None:
+def test_a_jpeg_compressed_tiff_is_close_to_the_true_flip() -> None:
     data = saved(photo(), "TIFF", compression="jpeg", quality=85)
     assert opened(assert_close(data, 38)).info["compression"] == "jpeg"
 
@@ -560,7 +560,7 @@ def test_a_tiff_compressed_as_jpeg_is_close_to_the_true_flip() -> None:
         b"Pf 2 1 1.0\n" + struct.pack(">2f", -0.5, 1e9),
     ],
 )
-def test_every_variant_of_netpbm_file_is_mirrored(data: bytes) -> None:
+def test_every_netpbm_variant_is_mirrored(data: bytes) -> None:
     assert_mirrored(data)
 
 
@@ -713,10 +713,10 @@ def test_a_gif_frame_beyond_the_screen_is_mirrored_as_viewers_enlarge_it() -> No
 @pytest.mark.parametrize(
     "box", [(0, 0, 60, 4), (3, 1, 9, 5), (9, 5, 44, 1), (10, 0, 5, 5), (99, 0, 5, 5)]
 )
-def test_a_later_gif_frame_is_cut_off_at_the_screen_as_in_viewers(
+def test_a_later_gif_frame_is_cropped_to_the_screen_as_in_viewers(
     box: tuple[int, int, int, int],
 ) -> None:
-    """Pillow, unlike browsers, enlarges the screen: here is what they show."""
+    """Unlike browsers, Pillow enlarges the screen, so expect what browsers show."""
     screen = (0, 0, 10, 6)
     data = gif_of([gif_frame(*screen), gif_frame(*box)])
     seen = ImageOps.mirror(shown(data)[1].crop(screen))
@@ -783,7 +783,7 @@ def test_an_animated_png_is_transposed_as_its_orientation_says(
     assert_frames_mirrored(data)
 
 
-def test_the_frames_of_an_animated_png_may_come_in_several_chunks() -> None:
+def test_the_frames_of_an_animated_png_may_span_several_chunks() -> None:
     split, sequence = [], itertools.count()
     for chunk_type, body in png_chunks(apng()):
         if chunk_type in (b"fcTL", b"fdAT"):
@@ -863,7 +863,7 @@ def test_an_image_is_transposed_as_its_exif_orientation_says(
 
 
 def test_a_compressed_tiff_keeps_its_exif_data() -> None:
-    """Pillow cannot write such a file; it is put together here."""
+    """Pillow cannot write such a file, so it is assembled here."""
     data = saved(picture("RGB"), "TIFF", compression="tiff_lzw")
     (start,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
@@ -911,7 +911,7 @@ def test_a_tiff_loses_a_tag_only_if_its_type_is_wrong(
     wrong: tuple[int, int],
     compression: str,
 ) -> None:
-    """Pillow reads only the first number of text that is said to be numbers."""
+    """Pillow reads only the first number of text stored as numbers."""
     tags = {tag: value, ExifTags.Base.Make: "Box"}
     data = saved(picture("RGB"), "TIFF", compression=compression, tiffinfo=tags)
     assert opened(assert_mirrored(data)).getexif()[tag] == value
@@ -925,7 +925,7 @@ def test_a_tiff_loses_a_tag_only_if_its_type_is_wrong(
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-def test_the_other_exif_data_stay(format: str, orientation: int) -> None:
+def test_other_exif_data_is_kept(format: str, orientation: int) -> None:
     data = saved(picture("RGB"), format, exif=camera_exif(orientation))
     result = mirror(data)
     assert camera_tags(result) == camera_tags(data)
@@ -933,8 +933,8 @@ def test_the_other_exif_data_stay(format: str, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_maker_note_stays_in_its_place_with_its_type(order: str) -> None:
-    """Maker notes point into the EXIF data by offsets that nobody else knows."""
+def test_a_maker_note_keeps_its_offset_and_type(order: str) -> None:
+    """Maker notes contain offsets into the EXIF data that only the maker knows."""
     note = b"a note that is 25 bytes.."
     upright = 6 if order == "<" else 6 << 16
     entries = [(ORIENTATION, 3, 1, upright), (ExifTags.IFD.Exif, 4, 1, 38)]
@@ -947,7 +947,7 @@ def test_a_maker_note_stays_in_its_place_with_its_type(order: str) -> None:
     assert kept[8:10] == struct.pack(order + "H", 1)
 
 
-def test_the_thumbnail_which_is_not_mirrored_goes() -> None:
+def test_the_unmirrored_thumbnail_is_dropped() -> None:
     thumbnail = saved(picture("RGB"), "JPEG")
     exif = camera_exif(6).removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}[exif[:2]]
@@ -963,7 +963,7 @@ def test_the_thumbnail_which_is_not_mirrored_goes() -> None:
     assert camera_tags(result) == camera_tags(data)
 
 
-def test_exif_data_that_hold_nothing_but_the_orientation_go() -> None:
+def test_exif_data_with_only_the_orientation_is_dropped() -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 3
     assert "exif" not in opened(mirror(saved(picture("RGB"), "PNG", exif=exif))).info
@@ -1001,7 +1001,7 @@ def test_a_photo_with_unreadable_exif_data_is_mirrored(
         ("JPEG", "comment", b"a comment"),
     ],
 )
-def test_colour_profile_resolution_and_comment_stay(
+def test_colour_profile_resolution_and_comment_are_kept(
     format: str, key: str, value: object
 ) -> None:
     data = saved(picture("RGB"), format, **{key: value})
@@ -1056,7 +1056,7 @@ def test_an_image_is_transposed_as_its_xmp_orientation_says(format: str) -> None
         ),
     ],
 )
-def test_xmp_data_stay_but_for_the_orientation_that_exif_data_state_too(
+def test_xmp_data_is_kept_without_the_orientation(
     before: bytes, after: bytes, format: str
 ) -> None:
     data = with_xmp(format, XMP % before, orientation=6)
@@ -1068,7 +1068,7 @@ def test_xmp_data_stay_but_for_the_orientation_that_exif_data_state_too(
 @pytest.mark.parametrize("orientation", [3, 6])
 @pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
 @pytest.mark.parametrize("stored", ["tEXt", "zTXt", "raw"])
-def test_exif_data_that_imagemagick_stored_as_text_in_a_png_are_obeyed(
+def test_exif_data_stored_as_text_in_a_png_by_imagemagick_is_obeyed(
     stored: str, before: bytes, orientation: int
 ) -> None:
     exif = camera_exif(orientation)
@@ -1095,7 +1095,7 @@ def test_exif_data_that_imagemagick_stored_as_text_in_a_png_are_obeyed(
         (b"iTXt", b"\0\0en\0\0%s"),
     ],
 )
-def test_xmp_data_of_a_png_are_obeyed_however_they_are_stored(
+def test_xmp_data_in_a_png_is_obeyed_however_it_is_stored(
     chunk_type: bytes, body: bytes
 ) -> None:
     xmp = XMP % b'tiff:Orientation="6"'
@@ -1120,7 +1120,7 @@ def test_xmp_data_of_a_png_are_obeyed_however_they_are_stored(
         (bytes(12), "starts with b'\\x00"),
     ],
 )
-def test_what_is_no_image_is_refused_with_its_first_bytes(
+def test_data_that_is_not_an_image_is_refused_with_its_first_bytes(
     data: bytes, words: str
 ) -> None:
     with pytest.raises(ImageError, match="not an image") as caught:
@@ -1131,13 +1131,13 @@ def test_what_is_no_image_is_refused_with_its_first_bytes(
 
 
 @pytest.mark.parametrize("format", ["EPS", "ICO", "TGA", "PCX", "SGI", "DDS", "PDF"])
-def test_formats_that_are_not_meant_for_strangers_are_refused(format: str) -> None:
+def test_formats_unsafe_for_untrusted_data_are_refused(format: str) -> None:
     with pytest.raises(ImageError, match="not an image that can be mirrored"):
         mirror(saved(picture("RGB", (16, 16)), format))
 
 
-def test_want_of_file_descriptors_is_not_blamed_on_the_image() -> None:
-    """Pillow imports most of its plugins when it first needs them."""
+def test_a_lack_of_file_descriptors_is_not_blamed_on_the_image() -> None:
+    """Pillow imports most of its plugins when they are first needed."""
     program = (
         "import errno, os, resource, sys, mirror_images\n"
         "data = sys.stdin.buffer.read()\n"
@@ -1164,7 +1164,7 @@ def test_want_of_file_descriptors_is_not_blamed_on_the_image() -> None:
 @pytest.mark.parametrize("sample", IMAGES)
 def test_a_truncated_image_is_refused(sample: str, part: float) -> None:
     data = IMAGES[sample]
-    if sample == "mpo":  # only its first photo is of interest
+    if sample == "mpo":  # only its first photo matters
         data = data[: len(data) // 3]
     with pytest.raises(ImageError) as caught:
         mirror(data[: int(len(data) * part)])
@@ -1183,7 +1183,7 @@ def test_an_image_of_more_than_max_pixels_is_refused(sample: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
-def test_max_pixels_holds_for_all_frames_together(format: str) -> None:
+def test_max_pixels_applies_to_all_frames_together(format: str) -> None:
     frames = [picture("RGB", (40, 30), number) for number in range(5)]
     data = saved_frames(frames, format)
     mirror(data, 40 * 30 * 5)
@@ -1191,7 +1191,7 @@ def test_max_pixels_holds_for_all_frames_together(format: str) -> None:
         mirror(data, 40 * 30 * 5 - 1)
 
 
-def test_max_pixels_alone_decides_and_the_limit_of_pillow_is_left_alone(
+def test_max_pixels_replaces_pillows_limit_only_for_the_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -1210,7 +1210,7 @@ def test_an_image_may_have_as_many_pixels_as_pillow_accepts_by_default() -> None
     assert mirror_images.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
-def test_gif_frames_far_beyond_the_screen_count_with_all_their_pixels() -> None:
+def test_all_pixels_of_gif_frames_far_beyond_the_screen_count() -> None:
     data = gif_of([gif_frame(0, 0, 30, 20)] * 4, size=(1, 1))
     mirror(data, 30 * 20 * 4)
     with pytest.raises(ImageError, match="in all frames"):
@@ -1224,7 +1224,7 @@ def test_an_animated_png_cannot_hide_how_many_frames_it_has() -> None:
     assert count in data
     with pytest.raises(ImageError, match="more than 5,999 pixels in all frames"):
         mirror(data.replace(count, b""), 40 * 30 * 5 - 1)
-    with pytest.raises(ImageError, match="frames missing"):
+    with pytest.raises(ImageError, match="frames are missing"):
         mirror(data.replace(count, png_chunk(b"acTL", struct.pack(">II", 1, 0))))
 
 
@@ -1236,7 +1236,7 @@ def test_a_png_with_two_headers_is_refused(size: tuple[int, int]) -> None:
 
 
 def test_a_png_with_an_unknown_chunk_that_its_pixels_depend_on_is_refused() -> None:
-    with pytest.raises(ImageError, match="it has a chunk b'ABCD'"):
+    with pytest.raises(ImageError, match="unknown chunk b'ABCD'"):
         mirror(with_chunk(saved(picture("RGB"), "PNG"), b"ABCD", b""))
 
 
@@ -1349,7 +1349,7 @@ def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
     data: bytes,
 ) -> None:
     assert opened(data).mode in ("RGB", "CMYK")
-    with pytest.raises(ImageError, match="16 bits a channel"):
+    with pytest.raises(ImageError, match="16 bits per channel"):
         mirror(data)
 
 
@@ -1359,8 +1359,8 @@ def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
 class Service(http.server.ThreadingHTTPServer):
     """An image service in memory, with a log.
 
-    `images` are listed, and uploads join them under their names as they were sent.
-    `routes` are responses of the test's own, by method and path.
+    `images` are listed; uploads are added to them under their names as sent. `routes`
+    are a test's own responses, by method and path.
     """
 
     daemon_threads = True
@@ -1379,13 +1379,13 @@ class Service(http.server.ThreadingHTTPServer):
         return [r for r in self.requests if re.match("GET /images/.", r)]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # a client that went away
+        pass  # the client disconnected
 
 
 class ServiceHandler(http.server.BaseHTTPRequestHandler):
     server: Service
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # a response leaves in one piece
+    wbufsize = -1  # sends a response in one piece
 
     def do_GET(self) -> None:
         self.answer_by(self.send_list_or_image)
@@ -1476,7 +1476,7 @@ def test_every_image_of_the_list_is_mirrored_and_uploaded(
     ("status", "content_type", "reason"),
     [(200, "text/html", "but the response is text/html"), (404, "text/plain", "404")],
 )
-def test_without_a_list_the_run_does_not_start(
+def test_the_run_does_not_start_without_a_list(
     service: Service,
     status: int,
     content_type: str,
@@ -1516,7 +1516,7 @@ def test_hostile_names_fail_and_are_never_requested(
     assert all(line.isprintable() for line in capsys.readouterr().err.splitlines())
 
 
-def test_every_other_name_arrives_as_it_is(service: Service) -> None:
+def test_every_other_name_arrives_unchanged(service: Service) -> None:
     names = [
         *("with space.png", "ünïcode ☃.png", "50%.png", "%2e%2e.png", "a%2Fb.png"),
         *("what?.png", "one#two.png", "a&b=c;d.png", "'.png", "+.png", "...png"),
@@ -1536,9 +1536,7 @@ def test_every_other_name_arrives_as_it_is(service: Service) -> None:
         ("/images", "?k=/"),
     ],
 )
-def test_the_url_is_used_as_it_is_given(
-    service: Service, query: str, suffix: str
-) -> None:
+def test_the_url_is_used_as_given(service: Service, query: str, suffix: str) -> None:
     service.images["a.png"] = PNG
     service.url = service.url.removesuffix("/images/") + query + suffix
     assert run(service) == 0
@@ -1558,7 +1556,9 @@ def test_the_url_may_come_from_the_environment(
     assert set(service.images) == {"a.png", "mirrored_a.png"}
 
 
-def test_each_request_has_the_headers_and_the_form_the_field(service: Service) -> None:
+def test_headers_are_sent_with_each_request_and_the_field_in_the_form(
+    service: Service,
+) -> None:
     bodies = []
 
     def save(handler: ServiceHandler) -> None:
@@ -1578,7 +1578,7 @@ def test_each_chain_has_one_connection(service: Service) -> None:
     assert len(service.clients) <= 3
 
 
-def test_tasks_grow_with_the_chains_and_not_with_the_list(
+def test_the_number_of_tasks_depends_on_the_chains_and_not_on_the_list(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = []
@@ -1621,7 +1621,7 @@ def test_tasks_grow_with_the_chains_and_not_with_the_list(
         (['a"b'], [], ["a%22b"], ["mirrored_a%22b"]),
     ],
 )
-def test_what_is_mirrored_already_is_skipped_unless_asked_for(
+def test_images_already_mirrored_are_skipped_except_with_again(
     service: Service,
     images: list[str],
     options: list[str],
@@ -1635,7 +1635,7 @@ def test_what_is_mirrored_already_is_skipped_unless_asked_for(
     assert results == set(uploads)
 
 
-def test_the_second_of_two_originals_whose_results_have_one_name_fails(
+def test_the_second_of_two_originals_whose_results_share_a_name_fails(
     service: Service, report: Path
 ) -> None:
     service.images |= {'a"b.png': PNG, "a%22b.png": PNG}
@@ -1646,7 +1646,7 @@ def test_the_second_of_two_originals_whose_results_have_one_name_fails(
     assert len(service.downloads()) == 1
 
 
-def test_running_again_finishes_what_remained_and_then_has_nothing_to_do(
+def test_running_again_finishes_the_remaining_images_and_then_does_nothing(
     service: Service,
 ) -> None:
     service.images |= {"a.png": PNG, "b.png": b"broken"}
@@ -1676,7 +1676,7 @@ def test_one_bad_image_never_stops_the_others(
     assert failed == {"2.png", "4.png", "5.png"}
     assert "not an image" in lines["2.png"]["error"]
     assert lines["5.png"]["error"] == "404 Not Found: gone"
-    # What was downloaded counts although it could not be mirrored.
+    # Downloads count even if they could not be mirrored.
     assert [lines["2.png"][key] for key in ("bytes_in", "bytes_out")] == [17, 0]
     assert capsys.readouterr().out.startswith("3 mirrored, 3 failed, 0 skipped, ")
 
@@ -1765,7 +1765,7 @@ def test_an_image_of_more_than_max_pixels_fails(service: Service, report: Path) 
         ("1.5GB", 1_500_000_000),
     ],
 )
-def test_a_size_may_be_written_as_people_write_it(text: str, size: int) -> None:
+def test_sizes_may_have_units(text: str, size: int) -> None:
     assert mirror_images.byte_count(text) == size
 
 
@@ -1802,7 +1802,7 @@ def test_unusable_options_are_refused_before_any_request(
 
 # ---- worker processes ------------------------------------------------------
 
-# A replaced `mirror` reaches a worker only by fork.
+# A replaced `mirror` reaches a worker only through fork.
 forks = pytest.mark.skipif(sys.platform != "linux", reason="workers are not forked")
 
 
@@ -1825,15 +1825,15 @@ def work_with(monkeypatch: pytest.MonkeyPatch) -> WorkWith:
     [
         (
             lambda: os.kill(os.getpid(), signal.SIGSEGV),
-            "its worker process died (SIGSEGV",
+            "the worker process died (SIGSEGV",
         ),
-        (lambda: os._exit(3), "its worker process died (exit status 3"),
-        (lambda: os._exit(0), "its worker process died (exit status 0"),
+        (lambda: os._exit(3), "the worker process died (exit status 3"),
+        (lambda: os._exit(0), "the worker process died (exit status 0"),
         (lambda: os.open("/missing", os.O_RDONLY), "[Errno 2] No such file"),
-        (lambda: time.sleep(60), "mirroring takes more than "),
+        (lambda: time.sleep(60), "mirroring took more than "),
     ],
 )
-def test_an_image_that_ends_or_blocks_its_worker_fails_alone(
+def test_only_the_image_that_ends_or_blocks_its_worker_fails(
     fault: Callable[[], object],
     error: str,
     service: Service,
@@ -1882,7 +1882,7 @@ def test_an_image_is_not_blamed_for_a_worker_that_was_killed_before_it(
 
 
 @forks
-def test_pixel_work_runs_in_as_many_other_processes_as_there_are_workers(
+def test_pixel_work_runs_in_worker_processes_up_to_their_limit(
     service: Service, work_with: WorkWith, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_with(lambda data: str(os.getpid()).encode())
@@ -1927,7 +1927,7 @@ def test_a_worker_keeps_none_of_the_connections_open(
 
 
 @forks
-def test_what_a_library_prints_in_a_worker_does_not_reach_the_terminal(
+def test_library_output_in_a_worker_does_not_reach_the_terminal(
     service: Service, work_with: WorkWith, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def work(data: bytes) -> bytes:
@@ -1963,8 +1963,8 @@ def test_workers_may_be_spawned(
     assert service.images["mirrored_a.png"] == mirror(PNG)
 
 
-# The script, with Python code in place of the pixel work. What starts the tests may
-# ignore SIGINT, and children inherit that.
+# The script, with Python code in place of the pixel work. SIGINT may be ignored by
+# whatever started the tests, and children inherit that.
 LAUNCHER = """
 import os, resource, signal, sys, time
 import mirror_images
@@ -1982,7 +1982,7 @@ raise SystemExit(mirror_images.main(sys.argv[1:]))
 def run_process(
     service: Service, *options: str | Path, work: str = "pass", first: str = ""
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the script in a process group of its own."""
+    """Run the script in its own process group."""
     launcher = LAUNCHER.format(work=work, first=first)
     return subprocess.run(
         [sys.executable, "-c", launcher, service.url, *options],
@@ -2045,7 +2045,7 @@ mirror_images.limit_memory = limit_memory
 
 
 @forks
-def test_an_image_that_takes_too_much_memory_fails_alone(
+def test_only_the_image_that_takes_too_much_memory_fails(
     service: Service, report: Path
 ) -> None:
     bomb = saved(Image.new("L", (3000, 2500)), "AVIF", speed=10)
@@ -2063,7 +2063,7 @@ def test_an_image_that_takes_too_much_memory_fails_alone(
 
 @forks
 @pytest.mark.parametrize(("hard", "at_once"), [(64, 21), (256, 64)])
-def test_chains_make_do_with_a_low_limit_on_open_files(
+def test_chains_respect_a_low_limit_on_open_files(
     service: Service, hard: int, at_once: int
 ) -> None:
     all_connected = threading.Barrier(at_once)
@@ -2085,7 +2085,7 @@ def test_chains_make_do_with_a_low_limit_on_open_files(
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder with samples of a run without a URL, and the lines that it printed."""
+    """The folder of samples from a run without a URL, and the lines it printed."""
     parent = tmp_path_factory.mktemp("samples")
     with pytest.MonkeyPatch.context() as patch, io.StringIO() as output:
         patch.setattr("tempfile.tempdir", str(parent))
@@ -2137,11 +2137,12 @@ def test_one_sample_has_an_orientation_one_is_transparent_and_one_moves(
     assert getattr(images["moving.gif"], "n_frames", 1) > 1
 
 
+@pytest.mark.parametrize("options", [["--shard", "1/3"], ["--prefix", ""]])
 def test_side_by_side_shows_the_samples_that_were_mirrored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert mirror_images.main(["--shard", "1/3", "--prefix", ""]) == 0
+    assert mirror_images.main(options) == 0
     (path,) = tmp_path.glob("*/side_by_side.png")
     sheet = opened(path.read_bytes())
     left, right = sheet.crop((0, 25, 260, 150)), sheet.crop((260, 25, 520, 150))
@@ -2181,7 +2182,7 @@ def served(image_server: ImageServer) -> Iterator[tuple[Path, str]]:
 
 
 def exchange(url: str, request: bytes, end: bool = False) -> bytes:
-    """Send bytes to the server; return all that it sends until it closes."""
+    """Send bytes to the server; return everything it sends until it closes."""
     address = urllib.parse.urlsplit(url)
     assert address.hostname and address.port
     with socket.create_connection((address.hostname, address.port), 20) as connection:
@@ -2220,7 +2221,7 @@ def post(url: str, body: bytes, *headers: str, content_type: str = FORM) -> int:
 
 
 def form(*parts: tuple[str, bytes]) -> bytes:
-    """A form with file parts: (the Content-Disposition's parameters, content)."""
+    """A form with file parts: (parameters of Content-Disposition, content)."""
     body = b""
     for parameters, data in parts:
         body += b"--edge\r\nContent-Disposition: form-data; "
@@ -2266,7 +2267,7 @@ def test_the_server_lists_the_images_of_the_folder_as_text(
         ("large.png", bytes(3_000_000)),
     ],
 )
-def test_the_server_delivers_an_image_by_its_name(
+def test_the_server_sends_an_image_by_name(
     served: tuple[Path, str], name: str, content: bytes
 ) -> None:
     folder, url = served
@@ -2279,7 +2280,7 @@ def test_the_server_delivers_an_image_by_its_name(
 
 
 @pytest.mark.parametrize("path", ["", "a.png", "missing.png"])
-def test_head_responds_as_get_does_but_without_a_body(
+def test_head_responds_like_get_but_without_a_body(
     served: tuple[Path, str], path: str
 ) -> None:
     folder, url = served
@@ -2301,7 +2302,7 @@ def test_head_responds_as_get_does_but_without_a_body(
         *("/images/" + "x" * 256, "/images/" + "x" * 60_000),
     ],
 )
-def test_a_path_that_is_no_image_of_the_folder_is_not_found(
+def test_a_path_that_is_not_an_image_in_the_folder_is_not_found(
     served: tuple[Path, str], path: str
 ) -> None:
     folder, url = served
@@ -2377,7 +2378,7 @@ def test_all_files_of_a_form_are_saved_and_its_other_fields_are_not(
     assert contents(folder) == {"a.png": b"first", "b.png": b"second"}
 
 
-def test_an_upload_replaces_what_has_its_name(served: tuple[Path, str]) -> None:
+def test_an_upload_replaces_an_image_of_the_same_name(served: tuple[Path, str]) -> None:
     folder, url = served
     folder.joinpath("a.png").write_bytes(b"old")
     assert post(url, UPLOAD) == 200
@@ -2406,7 +2407,7 @@ def test_a_name_that_is_hidden_or_leaves_the_folder_is_refused_with_the_whole_fo
 
 
 @pytest.mark.parametrize("name", ["x" * 252 + ".png", "ü" * 126 + ".png"])
-def test_a_name_that_is_too_long_is_called_so(
+def test_a_name_that_is_too_long_is_refused_with_that_reason(
     served: tuple[Path, str], name: str
 ) -> None:
     folder, url = served
@@ -2452,7 +2453,7 @@ TYPE = "Content-Type: multipart/form-data"
         ("Content-Disposition: attachment; filename=a.png", b"content", 415),
     ],
 )
-def test_a_body_that_holds_no_named_file_is_refused(
+def test_a_body_without_a_named_file_is_refused(
     served: tuple[Path, str], content_type: str, body: bytes, status: int
 ) -> None:
     folder, url = served
@@ -2484,7 +2485,7 @@ def test_an_unusable_length_is_refused_before_the_body_is_read(
     assert contents(folder) == {}
 
 
-def test_a_client_that_sends_too_large_a_body_reads_the_response(
+def test_a_client_that_sends_too_large_a_body_can_read_the_response(
     served: tuple[Path, str],
 ) -> None:
     folder, url = served
@@ -2501,7 +2502,7 @@ def test_a_post_to_another_path_is_not_found(served: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_a_client_that_goes_away_in_mid_upload_leaves_nothing_behind(
+def test_a_client_that_disconnects_during_an_upload_leaves_nothing_behind(
     served: tuple[Path, str], share: float
 ) -> None:
     folder, url = served
@@ -2513,7 +2514,7 @@ def test_a_client_that_goes_away_in_mid_upload_leaves_nothing_behind(
     assert contents(folder) == {}
 
 
-def test_an_upload_appears_when_it_is_complete(served: tuple[Path, str]) -> None:
+def test_an_upload_appears_only_when_complete(served: tuple[Path, str]) -> None:
     folder, url = served
     folder.joinpath("a.png").write_bytes(b"old")
     body = form(('filename="a.png"', b"new"), ('filename="b.png"', bytes(90_000)))
@@ -2601,7 +2602,7 @@ def test_requests_from_this_machine_are_served(
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_requests_that_a_web_page_of_another_site_made_are_refused(
+def test_requests_made_by_another_sites_web_page_are_refused(
     served: tuple[Path, str], headers: list[str], method: str
 ) -> None:
     folder, url = served
@@ -2679,7 +2680,7 @@ def test_garbage_gets_an_error_and_does_not_harm_the_server(
     assert capfd.readouterr().err == ""
 
 
-def test_hundreds_of_idle_and_half_requests_block_nobody(
+def test_hundreds_of_idle_connections_and_partial_requests_block_no_one(
     served: tuple[Path, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, url = served
@@ -2782,7 +2783,7 @@ def test_serve_runs_until_it_is_interrupted_or_terminated(
         assert post(url, UPLOAD) == 200
         process.send_signal(end)
         out, err = process.communicate(timeout=15)
-    # A line break, so that a shell's prompt does not follow the ^C.
+    # A line break, so that the shell's prompt does not end up behind ^C.
     assert (process.returncode, out) == (status, printed)
     assert '"POST /images/ HTTP/1.1" 200' in err
     assert "Traceback" not in err
@@ -2798,7 +2799,7 @@ def test_serve_does_not_log_requests_without_v(tmp_path: Path) -> None:
     assert err == ""
 
 
-def test_a_port_that_is_taken_is_status_2(
+def test_a_port_in_use_gives_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -189,7 +189,7 @@ DISK = "TB of them in 400 days, 1 copy"
         ("345.6 million × 194 B = {} GB", 10 * 400 * 86_400 * 194 / 1e9),
         ("100 images/s for a week | {} GB in 400 days", 100 * 400 * 86_400 * 194 / 1e9),
         ("would be {} cores", 20 * 10_000 * 3_600 / NAMES["SCAN"]),
-        ("one each {} s is what the limit allows", 36e6 / NAMES["SCAN"] / 2),
+        ("one every {} s is what the limit allows", 36e6 / NAMES["SCAN"] / 2),
         ("writes {} entries a minute instead", 1_000 + 2 * 60),
         ("takes {} times as many", 100 / 0.2 * 60 / 1_120),
         ("within [{} hours]", sum(NAMES["RETRY_S"]) / 3600),

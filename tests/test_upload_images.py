@@ -1,8 +1,8 @@
 """Tests of upload_images.py.
 
-What crosses a socket crosses a real one: to the embedded server of mirror_images.py, or
-to a Sink, which keeps raw requests and can interfere with them. respx stands in for
-what a server does not do on demand. The pauses before retries are recorded, not taken.
+Requests go over real sockets, to the embedded server of mirror_images.py or to a Sink,
+which keeps raw requests and can interfere with them; respx provides responses that a
+real server will not give on demand. Waits before retries are recorded, not slept.
 """
 
 import asyncio
@@ -68,7 +68,7 @@ Upload = Callable[..., Result]
 
 @pytest.fixture
 def upload(folder: Path, capsys: pytest.CaptureFixture[str]) -> Upload:
-    """Call main() with the folder and more arguments."""
+    """Call main() with the folder and other arguments."""
 
     def call(*arguments: str | Path) -> Result:
         try:
@@ -82,7 +82,7 @@ def upload(folder: Path, capsys: pytest.CaptureFixture[str]) -> Upload:
 
 @pytest.fixture
 def upload_to(folder: Path, upload: Upload) -> Upload:
-    """Upload a.png to a server that gives some responses, the last one for ever."""
+    """Upload a.png to a server that sends some responses, repeating the last one."""
 
     def call(*responses: Response | Exception, options: Iterable[str] = ()) -> Result:
         write(folder, "a.png")
@@ -97,8 +97,8 @@ def upload_to(folder: Path, upload: Upload) -> Upload:
 class Sink(http.server.ThreadingHTTPServer):
     """A server that keeps the headers and the body of each request, and responds 200.
 
-    `before_body` is called with the number of the request, from 1 on, when its headers
-    are read and its body is not. `respond` returns the pieces of the response to it.
+    `before_body` is called with the number of the request, from 1 on, after its headers
+    are read but before its body is. `respond` returns the pieces of its response.
     Bodies larger than 1 MB are not kept.
     """
 
@@ -164,7 +164,7 @@ IMAGES += ["a.tif", "a.bmp", "a.pfm", "a.svg", "two.dots.png"]
 OTHERS = ["notes.txt", "film.mp4", "photo.png.gz", "photo.png~", "png", ".png", ""]
 
 
-def test_an_image_is_what_its_name_says() -> None:
+def test_a_file_is_an_image_if_its_name_says_so() -> None:
     assert list(filter(upload_images.is_image, IMAGES + OTHERS)) == IMAGES
 
 
@@ -189,7 +189,7 @@ def test_every_image_arrives_byte_for_byte(
         (["--recursive", "--join-path"], {"a.png", "sub_b.png", "sub_x.png_c.png"}),
     ],
 )
-def test_subfolders_are_included_if_asked_for(
+def test_subfolders_are_included_with_recursive(
     options: list[str],
     names: set[str],
     folder: Path,
@@ -210,7 +210,7 @@ def test_subfolders_are_included_if_asked_for(
         (["1/a.png", "1_a.png"], ["--join-path"], "1_a.png and 1/a.png"),
     ],
 )
-def test_two_images_with_one_name_are_refused_before_anything_is_sent(
+def test_two_images_with_the_same_name_are_refused_before_anything_is_sent(
     names: list[str], options: list[str], pair: str, folder: Path, upload: Upload
 ) -> None:
     write(folder, "0.png", *names)
@@ -220,7 +220,7 @@ def test_two_images_with_one_name_are_refused_before_anything_is_sent(
     assert re.fullmatch(message, result.error)
 
 
-def test_the_first_ten_pairs_with_one_name_are_listed_and_the_others_counted(
+def test_the_first_ten_pairs_of_equal_names_are_listed_and_the_others_counted(
     folder: Path, upload: Upload
 ) -> None:
     write(folder, *(f"{sub}/{n:02}.png" for sub in "ab" for n in range(13)))
@@ -246,7 +246,7 @@ def test_a_subfolder_that_cannot_be_read_fails_and_the_others_arrive(
     assert names_in(received) == {"a.png", "c.png"}
 
 
-def test_a_folder_without_images_is_no_error(folder: Path, upload: Upload) -> None:
+def test_a_folder_without_images_is_not_an_error(folder: Path, upload: Upload) -> None:
     write(folder, "sub/a.png")
     status, output, error = upload()
     assert status == 0
@@ -255,7 +255,7 @@ def test_a_folder_without_images_is_no_error(folder: Path, upload: Upload) -> No
     assert error == f"WARNING there are no images in {folder}{hint}\n"
 
 
-def test_shards_are_disjoint_complete_and_counted_alone(
+def test_shards_are_disjoint_and_complete_and_count_only_their_own_files(
     folder: Path, received: Path, url: str, upload: Upload, tmp_path: Path
 ) -> None:
     names = {f"{i}.{extension}" for i in range(40) for extension in ("png", "txt")}
@@ -296,7 +296,7 @@ def test_names_arrive_intact(
         *(("é.png", "é.png".encode()), ("\udcff.png", b"\xff.png")),
     ],
 )
-def test_names_are_escaped_as_browsers_do_it(
+def test_names_are_escaped_as_browsers_do(
     name: str, escaped: bytes, folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, name)
@@ -316,7 +316,7 @@ def test_the_body_is_a_form_with_one_file_and_its_length_is_known(
     upload("--url", sink.url)
     [(headers, body)] = sink.requests
     head = b"Content-Type: %s\r\n\r\n" % headers["Content-Type"].encode()
-    form = email.message_from_bytes(head + body)  # a parser of somebody else's
+    form = email.message_from_bytes(head + body)  # an independent parser
     [_, part] = form.walk()
     assert headers.get_content_type() == "multipart/form-data"
     assert headers.get_all("Content-Length") == [str(len(body))]
@@ -330,7 +330,7 @@ def test_the_body_is_a_form_with_one_file_and_its_length_is_known(
     assert body[start:end] == content
 
 
-def test_each_form_has_a_boundary_of_its_own(
+def test_each_form_has_its_own_boundary(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, *(f"{i}.png" for i in range(5)))
@@ -387,7 +387,7 @@ def test_headers_are_sent_but_cannot_spoil_the_form(
         ("http://variable.test/", [f"--url={URL}?to=here"], f"{URL}?to=here"),
     ],
 )
-def test_the_url_is_the_option_then_the_variable_then_a_default(
+def test_the_url_comes_from_the_option_then_the_variable_then_a_default(
     variable: str,
     options: list[str],
     expected: str,
@@ -407,7 +407,7 @@ def test_the_url_is_the_option_then_the_variable_then_a_default(
 
 @respx.mock
 @table(("options", "concurrency"), [([], 8), (["--connections=3"], 3)])
-def test_connections_are_how_many_images_are_uploaded_at_once(
+def test_connections_sets_how_many_images_are_uploaded_at_once(
     options: list[str], concurrency: int, folder: Path, upload: Upload
 ) -> None:
     write(folder, *(f"{i}.png" for i in range(3 * concurrency)))
@@ -427,7 +427,7 @@ def test_connections_are_how_many_images_are_uploaded_at_once(
     assert max(at_once) == concurrency
 
 
-def test_a_connection_serves_image_after_image(
+def test_a_connection_is_reused_for_the_next_image(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, *(f"{i}.png" for i in range(10)))
@@ -450,7 +450,7 @@ def test_more_connections_than_the_soft_limit_of_open_files_are_possible(
     assert len(names_in(received)) == 60
 
 
-def test_another_host_is_reached_through_the_proxy_of_the_environment(
+def test_another_host_is_reached_through_the_proxy_set_in_the_environment(
     folder: Path, sink: Sink, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, "a.png")
@@ -471,7 +471,7 @@ def test_a_password_in_the_url_is_sent_as_basic_authentication(
     assert headers["Authorization"] == "Basic bWU6cEBzcw=="  # me:p@ss
 
 
-def test_no_proxy_is_asked_for_this_machines_own_addresses(
+def test_no_proxy_is_used_for_this_machines_own_addresses(
     folder: Path, url: str, upload: Upload, monkeypatch: Any, closed_port: int
 ) -> None:
     write(folder, "a.png")
@@ -491,7 +491,7 @@ def test_timeout_applies_to_connecting_sending_and_receiving(
     assert {timeout["connect"], timeout["read"], timeout["write"]} == {seconds}
 
 
-def test_an_attempt_ends_however_slowly_bytes_drip_in(
+def test_an_attempt_ends_however_slowly_bytes_trickle_in(
     folder: Path, sink: Sink, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def drip(start: bytes, piece: bytes) -> Iterator[bytes]:
@@ -517,7 +517,7 @@ def test_an_attempt_ends_however_slowly_bytes_drip_in(
     monkeypatch.setattr(asyncio, "timeout", shorter_timeout)
     write(folder, "a.png", "b.png", "c.png", content=b"x" * 100_000)
     result = upload("--url", sink.url, "--retries", "0", "--timeout", "3")
-    assert result.error.count(": the response takes too long\n") == 3
+    assert result.error.count(": the response took too long\n") == 3
     assert limits == [40] * 3  # 10 times --timeout, and 10 kB/s
 
 
@@ -525,7 +525,7 @@ def test_an_attempt_ends_however_slowly_bytes_drip_in(
 
 
 @table(("options", "there"), [(["--skip-existing"], b"old"), ([], b"new")])
-def test_an_image_that_the_server_has_is_replaced_or_skipped_if_asked_for(
+def test_an_image_on_the_server_is_replaced_or_with_skip_existing_skipped(
     options: list[str],
     there: bytes,
     folder: Path,
@@ -543,7 +543,9 @@ def test_an_image_that_the_server_has_is_replaced_or_skipped_if_asked_for(
 
 
 @respx.mock
-def test_names_that_are_sent_alike_are_one(folder: Path, upload: Upload) -> None:
+def test_names_with_the_same_escaped_form_are_the_same(
+    folder: Path, upload: Upload
+) -> None:
     write(folder, 'a"b.png')
     respx.get(URL).respond(text="a%22b.png\n")
     assert "1 skipped" in upload("--url", URL, "--skip-existing").output
@@ -565,7 +567,7 @@ def test_names_that_are_sent_alike_are_one(folder: Path, upload: Upload) -> None
         (b"x" * 4096 + b"\n", ["x" * 4096]),
     ],
 )
-async def test_a_list_is_one_name_a_line(content: bytes, names: list[str]) -> None:
+async def test_a_list_has_one_name_per_line(content: bytes, names: list[str]) -> None:
     content_type = {"Content-Type": "text/plain; charset=utf-8"}
     respx.get(URL).respond(200, content=content, headers=content_type)
     async with Client(URL) as client:
@@ -585,12 +587,12 @@ async def test_a_list_is_one_name_a_line(content: bytes, names: list[str]) -> No
         ({"Content-Encoding": "gzip"}, b"", "compressed"),
     ],
 )
-def test_a_response_that_is_no_list_is_named(
+def test_a_response_that_is_not_a_list_is_described(
     headers: dict[str, str], content: bytes, what: str, folder: Path, upload: Upload
 ) -> None:
     write(folder, "a.png")
     respx.get(URL).respond(200, content=content, headers=headers)
-    expected = "expected a list of images as plain text, one name a line"
+    expected = "expected a list of images as plain text, one name per line"
     message = f"{PROG}{URL}: {expected}, but the response is {what}\n"
     assert upload("--url", URL, "--skip-existing") == (2, "", message)
 
@@ -640,7 +642,7 @@ def test_a_list_is_retried_like_an_upload(
 
 
 class Endless(httpx.AsyncByteStream):
-    """The body of a response that goes on and on."""
+    """The body of a response that never ends."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for _ in range(1000):
@@ -670,7 +672,7 @@ async def test_a_download_that_is_too_large_or_not_the_image_fails(
 
 @pytest.mark.anyio
 @respx.mock
-async def test_a_download_is_decompressed_and_retried_if_it_is_damaged() -> None:
+async def test_a_download_is_decompressed_and_retried_if_damaged() -> None:
     headers = {"Content-Encoding": "gzip"}
     bodies = [httpx.ByteStream(b"xxxx"), httpx.ByteStream(gzip.compress(b"x" * 1000))]
     route = respx.get("http://images.test/up/a%2Fb%20%C3%BC.png?key=1")
@@ -689,7 +691,7 @@ async def test_a_download_is_decompressed_and_retried_if_it_is_damaged() -> None
     [Response(200, text="saved"), Response(201), Response(204), COMPRESSED]
     + [Response(200, stream=Endless())],
 )
-def test_an_image_is_uploaded_if_the_status_says_saved(
+def test_an_image_is_uploaded_if_the_status_is_a_success(
     success: Response, upload_to: Upload
 ) -> None:
     assert upload_to(success, options=["--retries=0"]).status == 0
@@ -734,7 +736,7 @@ def test_an_attempt_without_a_response_is_retried_and_the_log_names_the_image(
     assert result.error == retry + "INFO a.png: uploaded\n"
 
 
-def test_a_connection_that_breaks_in_mid_body_is_retried_from_the_start(
+def test_an_upload_whose_connection_breaks_is_retried_from_the_start(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     content = random.Random(1).randbytes(500_000)
@@ -783,7 +785,7 @@ def test_backoff_is_exponential_up_to_a_limit_with_jitter() -> None:
 
 
 class Noon(datetime):
-    """Midday of 2026-01-01, in UTC, for ever."""
+    """A clock stopped at noon UTC on 2026-01-01."""
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> "Noon":
@@ -792,7 +794,7 @@ class Noon(datetime):
 
 @pytest.fixture
 def far_from_greenwich(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A time zone in which local time for UTC is noticed."""
+    """A time zone in which mistaking local time for UTC shows."""
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "XYZ-5")
         time.tzset()
@@ -829,19 +831,21 @@ def test_a_retry_waits_for_retry_after_and_the_usual_backoff(
     monkeypatch.setattr("random.uniform", max)
     busy = Response(429, headers={"Retry-After": "90"})
     assert upload_to(busy, busy, Response(200)).status == 0
-    assert waits == [90.5, 91.0]  # chains that were sent away together return apart
+    assert waits == [90.5, 91.0]  # chains that failed together retry at different times
 
 
 def test_a_retry_after_that_is_too_long_fails_at_once(
     upload_to: Upload, waits: list[float]
 ) -> None:
     result = upload_to(Response(503, headers={"Retry-After": "3600"}))
-    reason = "503 Service Unavailable (the server asks to wait for 3600 s)"
+    reason = "503 Service Unavailable (the server says to wait 3600 s)"
     assert (result.error, waits) == (f"ERROR a.png: {reason}\n", [])
 
 
 @table("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_but_named(status: int, upload_to: Upload) -> None:
+def test_a_redirect_is_reported_and_not_followed(
+    status: int, upload_to: Upload
+) -> None:
     target = "https://elsewhere.test/pictures/"
     result = upload_to(Response(status, headers={"Location": target}))
     assert result.error.endswith(f": redirects to {target} are not followed\n")
@@ -865,7 +869,7 @@ HTML = Response(403, html="<!DOCTYPE html><p>Not yours")
         (Response(403, content=b" two\r\n\tlines \n"), ": two lines"),
         (Response(403, content=b" \n"), ""),
         (Response(403, content=b"x" * 1000), ": " + "x" * 200),
-        # No command reaches the terminal.
+        # No escape sequence reaches the terminal.
         (Response(403, content=b"\x1b[31mred\0"), r": \\x1b\[31mred\\x00"),
         (Response(403, content=b"\xff\xfe"), ": \ufffd\ufffd"),
         (Response(403, content=b'{"error": 1 < 2}'), ': {"error": 1 < 2}'),
@@ -900,7 +904,7 @@ def test_cookies_are_not_kept(folder: Path, sink: Sink, upload: Upload) -> None:
     ],
 )
 @table(("limit", "tried"), [("3", 3), ("0", 10)])
-def test_the_run_ends_after_so_many_failed_requests_in_a_row(
+def test_the_run_ends_after_a_number_of_failed_requests_in_a_row(
     failure: list[bytes],
     reason: str,
     limit: str,
@@ -915,11 +919,11 @@ def test_the_run_ends_after_so_many_failed_requests_in_a_row(
     assert (result.status, len(sink.requests)) == (1, tried)
     assert result.output.startswith(f"0 uploaded, {tried} failed, 0 skipped, ")
     assert (", 7 not tried, " in result.output) is (tried == 3)
-    message = "giving up: 3 requests in a row failed; the last reason:"
+    message = "giving up: 3 requests in a row failed; the last error:"
     assert result.error.endswith(f"ERROR {message} {reason}\n") is (tried == 3)
 
 
-def test_a_bad_file_is_no_failed_request_and_a_success_starts_the_count_anew(
+def test_a_bad_file_is_not_a_failed_request_and_a_success_resets_the_count(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, *(f"{i}.png" for i in range(10)))
@@ -973,12 +977,13 @@ def test_a_file_whose_size_changes_while_it_is_sent_fails_and_the_others_arrive(
 
     sink.before_body = change
     result = upload("--url", sink.url, "--connections", "1")
-    assert result.error == "ERROR b.png: the file changed its size while it was sent\n"
+    error = "the file changed size while it was being sent"
+    assert result.error == f"ERROR b.png: {error}\n"
     sent = [re.findall(b'filename="(.*)"', body) for _, body in sink.requests]
     assert sent == [[b"a.png"], [b"c.png"]]
 
 
-def test_a_file_that_vanishes_fails_and_one_that_is_being_sent_arrives(
+def test_a_file_that_vanishes_fails_unless_it_is_already_being_sent(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, "a.png", "b.png", "c.png")
@@ -1001,7 +1006,7 @@ def test_a_file_that_vanishes_fails_and_one_that_is_being_sent_arrives(
         (KeyError(7), "KeyError: 7"),
     ],
 )
-def test_whatever_goes_wrong_with_one_image_the_others_arrive(
+def test_an_unexpected_error_with_one_image_does_not_stop_the_others(
     odd: Response | Exception, reason: str, folder: Path, upload_to: Upload
 ) -> None:
     write(folder, "b.png", "c.png")
@@ -1025,14 +1030,14 @@ def test_sizes_are_in_powers_of_a_thousand(size: float, text: str) -> None:
 
 
 @table("options", [[], ["-q"], ["-v"]])
-def test_failures_are_logged_and_with_v_every_image(
+def test_failures_are_logged_and_v_logs_every_image(
     options: list[str], folder: Path, upload_to: Upload
 ) -> None:
     write(folder, "notes.txt")
     write(folder, "b.png", content=b"")
     result = upload_to(Response(200), options=[*ONE_BY_ONE, *options])
     failed = "ERROR b.png: the file is empty\n"
-    skipped = "INFO notes.txt: not an image by its name\n"
+    skipped = "INFO notes.txt: not an image, judging by its name\n"
     every = f"INFO a.png: uploaded\n{failed}{skipped}"
     assert result.error == (every if options == ["-v"] else failed)
 
@@ -1062,7 +1067,7 @@ def test_the_report_has_an_object_for_every_file(
         ("a ü.png", "uploaded", 6, 6, 1, None),
         ("sub/b\udcff.png", "failed", 0, 0, 0, "the file is empty"),
         ("sub/failed.png", "failed", 6, 0, 1, "404 Not Found"),
-        ("notes.txt", "skipped", 0, 0, 0, "not an image by its name"),
+        ("notes.txt", "skipped", 0, 0, 0, "not an image, judging by its name"),
         ("there.png", "skipped", 0, 0, 0, "already on the server"),
     ]
 
@@ -1113,7 +1118,7 @@ def test_a_report_on_standard_output_has_the_summary_on_standard_error(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_report_that_breaks_off_is_logged_once_and_the_images_arrive(
+def test_a_failing_report_is_logged_once_and_the_images_arrive(
     folder: Path, received: Path, url: str, upload: Upload
 ) -> None:
     write(folder, "a.png", "b.png", "c.png")
@@ -1147,11 +1152,11 @@ def test_progress_shows_done_failed_rate_and_time_remaining(
     write(folder, "b.png", "c.png", "d.png")
     write(folder, "a.png", content=b"")
     with Terminal(tty=tty) as terminal, contextlib.redirect_stderr(terminal.stream):
-        # The second image that is sent waits for the progress of the two before.
+        # The second image to be sent waits for the progress of the two before.
         sink.before_body = lambda n: terminal.wait_for(PROGRESS if n == 2 else "")
         assert upload("--url", sink.url, "--connections", "1").status == 1
     lines = re.split("\r?\n", terminal.output)
-    if tty:  # Each piece erases the one before it; in the end only the log is left.
+    if tty:  # Each piece erases the one before it; in the end only the log remains.
         visible = [line.rpartition("\r\x1b[K")[2] for line in lines]
         assert visible == ["ERROR a.png: the file is empty", ""]
     else:
@@ -1159,7 +1164,7 @@ def test_progress_shows_done_failed_rate_and_time_remaining(
         assert any(re.fullmatch(PROGRESS, line) for line in lines)
 
 
-def test_on_a_terminal_progress_comes_often_and_does_not_fill_the_line(
+def test_on_a_terminal_progress_is_frequent_and_shorter_than_the_line(
     folder: Path, sink: Sink, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder, "a.png", "b.png")
@@ -1173,7 +1178,7 @@ def test_on_a_terminal_progress_comes_often_and_does_not_fill_the_line(
 
 
 @pytest.mark.usefixtures("fast_timers")
-def test_with_q_there_is_no_progress(folder: Path, url: str, upload: Upload) -> None:
+def test_q_hides_the_progress(folder: Path, url: str, upload: Upload) -> None:
     write(folder, *(f"{i}.png" for i in range(20)))
     assert upload("--url", url, "-q").error == ""
 
@@ -1182,7 +1187,7 @@ def test_with_q_there_is_no_progress(folder: Path, url: str, upload: Upload) -> 
 
 
 def assert_unusable(result: Result, message: str) -> None:
-    """Assert that an error is all there is, in the last line, after argparse's usage."""
+    """Assert that the only output is an error, on the last line, after any usage."""
     assert (result.status, result.output) == (2, "")
     pattern = rf"(usage: (.*\n)+)?{PROG}.*{re.escape(message)}.*\n"
     assert re.fullmatch(pattern, result.error)
@@ -1245,7 +1250,7 @@ def test_an_unusable_folder_is_named_in_one_line(
     assert_unusable(Result(status, *capsys.readouterr()), message)
 
 
-ENVIRONMENT = "cannot use the certificates or proxies that the environment names: "
+ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
 
 
 @table(
@@ -1270,13 +1275,13 @@ def test_an_unusable_environment_is_named_in_one_line(
 ) -> None:
     write(folder, "a.png")
     monkeypatch.setenv(variable, value)
-    # A proxy is not asked for this machine's own addresses.
+    # This machine's own addresses are not reached through a proxy.
     options = [] if variable == "IMAGES_URL" else ["--url", URL]
     assert_unusable(upload(*options), message)
 
 
 @table("options", [[], ["--skip-existing"], ["--retries=0"]])
-def test_where_nothing_listens_the_run_ends_with_a_hint(
+def test_if_nothing_listens_the_run_ends_with_a_hint(
     options: list[str], folder: Path, closed_port: int, upload: Upload
 ) -> None:
     write(folder, *(f"{i}.png" for i in range(20)))
@@ -1287,7 +1292,7 @@ def test_where_nothing_listens_the_run_ends_with_a_hint(
     assert result == (2, "", f"{reason}; {hint}\n")
 
 
-def test_for_another_machine_there_is_no_such_hint(
+def test_there_is_no_such_hint_for_another_machine(
     folder: Path, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
@@ -1299,7 +1304,7 @@ def test_for_another_machine_there_is_no_such_hint(
     assert upload("--url", URL) == (2, "", f"{PROG}{URL}: {reason}\n")
 
 
-def test_a_server_that_does_not_speak_tls_is_named(
+def test_a_server_that_does_not_speak_tls_is_reported(
     folder: Path, sink: Sink, upload: Upload
 ) -> None:
     write(folder, "a.png")
@@ -1330,7 +1335,7 @@ def test_help_shows_every_option_and_the_exit_statuses(upload: Upload) -> None:
         "{ $RUN 2>&1 >&3; echo $? >status; } 3>&1 | head -0; exit $(cat status)",
     ],
 )
-def test_an_output_that_cannot_be_written_stops_nothing_and_is_no_traceback(
+def test_unwritable_output_does_not_stop_the_run_or_show_a_traceback(
     command: str, folder: Path, received: Path, url: str, tmp_path: Path
 ) -> None:
     write(folder, "a.png", "c.png")
