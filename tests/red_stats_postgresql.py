@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from red_stats_document import blocks
 
@@ -65,7 +66,12 @@ class Cluster:
         self.command("pg_ctl", "stop", "--mode=immediate")
         shutil.rmtree(self.folder)
 
-    def psql(self, database: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    def psql(
+        self,
+        database: str,
+        *arguments: str | Path,
+        stderr: int | IO[str] = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
         """A session of psql; it reads its standard input unless `arguments` name a file."""
         options = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "red"]
         where = ["-h", str(self.folder), "-d", database]
@@ -73,7 +79,7 @@ class Cluster:
             ["psql", *options, "-F", "\t", *where, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             env={
                 **os.environ,
@@ -110,12 +116,14 @@ class Database:
         self.open()
 
     def open(self) -> None:
-        self.session = self.cluster.psql(self.name)
+        # Not a pipe, which nobody reads: psql would wait when it is full of errors.
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.session = self.cluster.psql(self.name, stderr=self.errors)
         self("\n".join(PREPARED))
 
     def __call__(self, sql: str) -> list[list[str]]:
         """Run `sql`; return what it selects, values as text."""
-        assert self.session.stdin and self.session.stdout and self.session.stderr
+        assert self.session.stdin and self.session.stdout
         self.session.stdin.write(f"{sql}\n\\echo END\n")
         self.session.stdin.flush()
         rows: list[list[str]] = []
@@ -123,7 +131,8 @@ class Database:
             if line == "END\n":
                 return rows
             rows.append(line.rstrip("\n").split("\t"))
-        errors = self.session.stderr.read()
+        self.errors.seek(0)
+        errors = self.errors.read()
         self.close()
         self.open()
         raise AssertionError(errors)
@@ -150,5 +159,5 @@ class Database:
         return outputs
 
     def close(self) -> None:
-        with self.session as session:
+        with self.errors, self.session as session:
             session.communicate()
