@@ -115,16 +115,18 @@ def differences(
     an array, the first is used.
 
     Raises at once: ValueError for negative `places` or an invalid JSON Pointer,
-    TypeError if `ignore` is a string. Raises on reaching the place named in the message:
-    TypeError for a value or key that is not of a JSON type; ValueError if the left
-    document contains itself, or if elements cannot be matched because one has no string
-    or integer under the key, or two have the same one. Elements of identical arrays are
-    not checked.
+    TypeError if `ignore` is a string or `match` is not a mapping. Raises on reaching
+    the place named in the message: TypeError for a value or key that is not of a JSON
+    type; ValueError if the left document contains itself, or if elements cannot be
+    matched because one has no string or integer under the key, or two have the same
+    one. Elements of identical arrays are not checked.
     """
     if places < 0:
         raise ValueError(f"places must be 0 or more, not {places}")
     if isinstance(ignore, str):
         raise TypeError(f"ignore must be a list of pointers, not a string: {ignore!r}")
+    if match is not None and not isinstance(match, Mapping):
+        raise TypeError(f"match must map pointers to keys, but is {match!r}")
     rules: _Rules = {}
     for pointer in ignore:
         _add_rule(rules, _segments(pointer), None)

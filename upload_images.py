@@ -421,7 +421,7 @@ class Client:
             unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             if unreachable and not self._responded:
                 message = f"{self.shown_url}: {error_text(error, self.timeout)}"
-                if self._url.host in LOOPBACK:
+                if self._url.scheme == "http" and self._url.host in LOOPBACK:
                     hint = "python mirror_images.py --serve received/"
                     message += f"; to try it out, start {hint}"
                 raise FatalError(message) from error

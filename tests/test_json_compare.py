@@ -400,6 +400,8 @@ def test_bad_arguments_are_refused_at_once(function: Callable[..., object]) -> N
         function({}, {}, places=-1)
     with pytest.raises(TypeError, match="a list of pointers, not a string: '/a'"):
         function({}, {}, ignore="/a")
+    with pytest.raises(TypeError, match="match must map pointers to keys, but is 'id'"):
+        function({}, {}, match="id")
     for pointer in ["a", "a/b", "#/a", "*", "/~", "/~2", "/a~/b"]:
         message = f"not a JSON Pointer .*: {re.escape(repr(pointer))}"
         with pytest.raises(ValueError, match=message):
