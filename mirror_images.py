@@ -72,6 +72,7 @@ from upload_images import (
     integer,
     is_image,
     media_type,
+    print_line,
     printable,
     run_images,
     run_main,
@@ -1162,11 +1163,13 @@ def serve(folder: Path, port: int) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with server:
         what = f"{folder}, a new folder," if new else folder
-        print(f"Serving {what} at {server.url} - press Ctrl-C to stop", flush=True)
+        print_line(f"Serving {what} at {server.url} - press Ctrl-C to stop", sys.stdout)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print()  # so that the shell's prompt does not end up behind ^C
+            print_line(
+                "", sys.stdout
+            )  # so that the shell's prompt does not end up behind ^C
     return 0
 
 
@@ -1256,7 +1259,10 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     draw_samples(folder)
     samples = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with ImageServer(folder).running() as url:
-        print(f"No URL given: an embedded server at {url} has {len(samples)} samples.")
+        print_line(
+            f"No URL given: an embedded server at {url} has {len(samples)} samples.",
+            sys.stdout,
+        )
         status = run_images("mirrored", url, arguments, mirror_all)
     results = {name: folder / (arguments.prefix + name) for name in samples}
     pairs = [
@@ -1264,11 +1270,11 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
         for name, path in results.items()
         if path.exists() and in_shard(name, arguments.shard)
     ]
-    print(f"The originals and their mirror images are in {folder}")
+    print_line(f"The originals and their mirror images are in {folder}", sys.stdout)
     if pairs and status == 0:
         sheet = folder / "side_by_side.png"
         side_by_side(pairs).save(sheet)
-        print(f"Side by side: {sheet}")
+        print_line(f"Side by side: {sheet}", sys.stdout)
     return status
 
 

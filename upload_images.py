@@ -791,8 +791,18 @@ def size_text(size: float) -> str:
 def print_line(line: str, stream: TextIO | None, end: str = "\n") -> None:
     """Print a line, unless the stream is closed or cannot be written to."""
     if stream is not None:
-        with contextlib.suppress(OSError):
+        try:
             print(line, file=stream, end=end, flush=True)
+        except OSError:
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Redirect a stream that cannot be written to, with what it has buffered.
+
+    Python flushes it again before it forks and at exit, and would fail again.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def erase_line() -> str:
@@ -953,8 +963,8 @@ def run_main(prog: str, log_level: str, script: Callable[[], int]) -> int:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except OSError:  # Python would flush again at exit, fail and return 120
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            except OSError:
+                silence(stream)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

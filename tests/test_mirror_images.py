@@ -2106,6 +2106,21 @@ def test_without_a_url_the_chain_runs_on_an_embedded_server_and_says_so(
     assert opened(folder.joinpath("side_by_side.png").read_bytes()).width == 520
 
 
+def test_the_samples_are_mirrored_though_nobody_reads_the_output(
+    tmp_path: Path,
+) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, mirror_images.__file__],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert list(tmp_path.glob("*/side_by_side.png"))
+
+
 def test_the_samples_are_asymmetric_and_really_mirrored(
     samples: tuple[Path, list[str]],
 ) -> None:
