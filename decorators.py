@@ -165,8 +165,8 @@ def timeit(
         return _time_together(func, TimeTally(log, every))
     limit = {"slower_than": slower_than} if slower_than else {}
 
-    def begin(args: object, kwargs: object) -> Call:
-        return Call(record, thread_time_ns) if log.enabled() else NOT_MEASURED
+    def begin(args: object, kwargs: object) -> Call | None:
+        return Call(record, thread_time_ns) if log.enabled() else None
 
     def record(call: Call, raised: str | None) -> None:
         seconds, inside, cpu = call.waited / 1e9, call.inside / 1e9, call.cpu / 1e9
@@ -183,8 +183,8 @@ def _time_together(func: Function, tally: TimeTally) -> Function:
         return Call(record)
 
     def record(call: Call, raised: str | None) -> None:
-        tally.inside.append(call.inside)
-        tally.add(call.waited if raised is None else ~call.waited)
+        waited = call.waited if raised is None else ~call.waited
+        tally.add((waited, call.inside))
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         start = perf_counter_ns()
@@ -234,9 +234,9 @@ def cache_profile(
     """
     tally = CacheTally(Log("cache_profile", func, logger, level), every, maxsize)
 
-    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         if _own.busy:
-            return NOT_MEASURED
+            return None
         hashed = None
         # __hash__ and `key` may raise, and may call decorated functions.
         _own.busy = True
@@ -261,7 +261,6 @@ def profile(
     func: Function,
     /,
     *,
-    top: int = 20,
     slower_than: float = 0.0,
     every: float = 0.0,
     logger: logging.Logger | None = None,
@@ -269,15 +268,14 @@ def profile(
 ) -> Function:
     """Run cProfile around the calls of a function, and log each profile completely.
 
-    top: the number of functions logged as rows of text, by cumulative time.
     slower_than: seconds; profiles of faster calls are discarded.
     every: seconds after a logged profile in which no other is made. Logging a profile of
         350 functions takes the caller some 10 ms, and up to 25 KB of the log.
     logger, level: where the lines go. Nothing is profiled while they would not be logged
         there.
 
-    The text is followed by numbered lines with the profile itself: the table of pstats in
-    JSON, zlib and base64. A coroutine or generator is profiled only while its own code
+    The numbered lines of a profile hold the table of pstats in JSON, zlib and base64; the
+    reader shows its slowest functions and writes it for pstats. A coroutine or generator is profiled only while its own code
     runs, so other tasks do not appear in its profile.
 
     A process profiles one call at a time. Calls that begin meanwhile, or while another
@@ -287,18 +285,18 @@ def profile(
 
     Raises ValueError for invalid options, TypeError for what is not a function.
     """
-    if not slower_than >= 0 or not every >= 0 or top < 0:
-        raise ValueError("top=, slower_than= and every= must not be negative")
+    if not slower_than >= 0 or not every >= 0:
+        raise ValueError("slower_than= and every= must be 0 or more seconds")
     log = Log("profile", func, logger, level)
     skipped = SkipTally(log, 60.0)
     next_due = -math.inf
 
-    def begin(args: object, kwargs: object) -> Call:
+    def begin(args: object, kwargs: object) -> Call | None:
         if not log.enabled() or perf_counter_ns() < next_due:
-            return NOT_MEASURED
+            return None
         if not (lock := _profiling).acquire(blocking=False):
             skipped.add("another call was being profiled")
-            return NOT_MEASURED
+            return None
         return ProfiledCall(functools.partial(record, lock))
 
     def record(lock: threading.Lock, call: ProfiledCall, raised: str | None) -> None:
@@ -307,7 +305,7 @@ def profile(
         if not call.profiled:
             skipped.add("another profiler was active")
         elif call.waited >= slower_than * 1e9:
-            _log_profile(log, call.waited / 1e9, call.profiler, top)
+            _log_profile(log, call.waited / 1e9, call.profiler)
             next_due = perf_counter_ns() + every * 1e9
 
     return _wrap(func, begin, skipped)
@@ -316,26 +314,19 @@ def profile(
 _profiling = threading.Lock()  # held while a call is profiled
 
 
-def _log_profile(
-    log: Log, seconds: float, profiler: cProfile.Profile, top: int
-) -> None:
-    profile_id = os.urandom(6).hex()
-    text = io.StringIO()
-    stats: Any = pstats.Stats(profiler, stream=text)
-    stats.sort_stats("cumulative").print_stats(top)
-    for row in filter(str.strip, text.getvalue().splitlines()):
-        log(id=profile_id, top=_short(row))
+def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
     # pstats' own format is marshal, which is unsafe to load from a log.
+    stats: dict[Any, Any] = cast(Any, pstats.Stats(profiler)).stats
     table = [
         [*function, *times, [[*caller, *their] for caller, their in callers.items()]]
-        for function, (*times, callers) in stats.stats.items()
+        for function, (*times, callers) in stats.items()
     ]
     data = base64.b64encode(zlib.compress(json.dumps(table).encode())).decode()
-    head = {"id": profile_id, "seconds": seconds, "part": 10**6, "parts": 10**6}
-    size = MAX_LINE - len(log.text(**head, data=""))
+    head = {"id": os.urandom(6).hex(), "seconds": seconds}
+    size = MAX_LINE - len(log.text(**head, part=10**6, parts=10**6, data=""))
     parts = [data[start : start + size] for start in range(0, len(data), size)]
     for number, part in enumerate(parts, start=1):
-        log(**{**head, "part": number, "parts": len(parts), "data": part})
+        log(**head, part=number, parts=len(parts), data=part)
 
 
 def flush() -> None:
@@ -355,17 +346,64 @@ class Call:
     """One call, measured in ns: `waited` by the caller, `inside` and `cpu` of its code.
 
     The code of a coroutine or generator is suspended while it awaits something, or while
-    its caller uses an item.
+    its caller uses an item. So each of its `steps` is measured: `await` and `yield from`
+    forward send(), throw() and close() to this object (PEP 380).
     """
 
+    steps: Any = None
+    delivers = False  # does each step give the caller an item?
     waited = inside = cpu = resumed = requested = 0
 
     def __init__(
         self,
-        record: Callable[[Any, str | None], None],  # gets the name of the exception
+        record: Callable[[Any, str | None], None] = lambda call, raised: None,
         cpu_clock: Callable[[], int] = int,  # int() is 0
     ) -> None:
+        """`record` gets the finished call and the name of its exception."""
         self.record, self.cpu_clock = record, cpu_clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.deliver()
+        # GeneratorExit means that the caller needs no more items: no error.
+        failed = kind is not None and kind is not GeneratorExit
+        self.record(self, _short(kind.__name__) if kind and failed else None)
+
+    def __iter__(self) -> Self:
+        return self
+
+    __await__ = __iter__
+
+    def __next__(self) -> Any:
+        return self.step(self.steps.send, None)
+
+    def send(self, value: Any) -> Any:
+        return self.step(self.steps.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self.step(self.steps.throw, *error)
+        finally:
+            del error  # as in step()
+
+    def close(self) -> None:
+        self.step(self.steps.close)
+
+    def step(self, run: Function, *args: Any, **kwargs: Any) -> Any:
+        self.resume()
+        try:
+            return run(*args, **kwargs)
+        except BaseException:
+            self.steps = None
+            raise
+        finally:
+            self.suspend()
+            if self.delivers:
+                self.deliver()
+            # An exception's traceback refers to this frame: avoid a reference cycle.
+            del run, args, kwargs
 
     def resume(self) -> None:
         self.cpu -= self.cpu_clock()
@@ -381,18 +419,6 @@ class Call:
         if self.requested:
             self.waited += perf_counter_ns() - self.requested
             self.requested = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.deliver()
-        # GeneratorExit means that the caller needs no more items: no error.
-        failed = kind is not None and kind is not GeneratorExit
-        self.record(self, _short(kind.__name__) if kind and failed else None)
-
-
-NOT_MEASURED = Call(lambda call, raised: None)
 
 
 class ProfiledCall(Call):
@@ -418,103 +444,53 @@ class ProfiledCall(Call):
             self.suspend = self.profiler.disable  # type: ignore[method-assign]
 
 
-class Steps:
-    """Measures each step of a generator or coroutine.
-
-    `yield from` and `await` forward send(), throw() and close() to it (PEP 380).
-    """
-
-    def __init__(self, call: Call, steps: Any, delivers: bool = False) -> None:
-        self.call = call
-        self.steps = steps
-        self.delivers = delivers
-
-    def __iter__(self) -> Self:
-        return self
-
-    __await__ = __iter__
-
-    def __next__(self) -> Any:
-        return self.step(self.steps.send, None)
-
-    def send(self, value: Any) -> Any:
-        return self.step(self.steps.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        try:
-            return self.step(self.steps.throw, *error)
-        finally:
-            del error  # as in step()
-
-    def close(self) -> None:
-        self.step(self.steps.close)
-
-    def step(self, run: Function, *args: Any) -> Any:
-        self.call.resume()
-        try:
-            return run(*args)
-        except BaseException:
-            self.steps = None
-            raise
-        finally:
-            self.call.suspend()
-            if self.delivers:
-                self.call.deliver()
-            # An exception's traceback refers to this frame: avoid a reference cycle.
-            del run, args
-
-
 def _wrap(
     func: Function,
-    begin: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    begin: Callable[[tuple[Any, ...], dict[str, Any]], Call | None],
     tally: Tally | None = None,
     plain: Function | None = None,
 ) -> Function:
     """A function of the same kind as `func` whose calls are measured.
 
-    `plain`, if given, is the faster wrapper for plain functions.
+    `begin` returns None for a call that is not. `plain`, if given, is the faster wrapper
+    for plain functions.
     """
 
     def function(*args: Any, **kwargs: Any) -> Any:
         call = begin(args, kwargs)
-        if call is NOT_MEASURED:
+        if call is None:
             return func(*args, **kwargs)
         with call:
-            call.resume()
-            try:
-                return func(*args, **kwargs)
-            finally:
-                call.suspend()
+            return call.step(func, *args, **kwargs)
 
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        with begin(args, kwargs) as call:
-            steps = func(*args, **kwargs)
+        with begin(args, kwargs) or Call() as call:
+            call.steps, call.delivers = func(*args, **kwargs), True
             del args, kwargs  # the function may release them
-            return (yield from Steps(call, steps, delivers=True))
+            return (yield from call)
 
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        with begin(args, kwargs) as call:
-            steps = func(*args, **kwargs).__await__()
+        with begin(args, kwargs) or Call() as call:
+            call.steps = func(*args, **kwargs).__await__()
             del args, kwargs
-            return await Steps(call, steps)
+            return await call
 
     async def async_generator(*args: Any, **kwargs: Any) -> Any:
         items = func(*args, **kwargs)
-        with begin(args, kwargs) as call:
+        with begin(args, kwargs) or Call() as call:
             del args, kwargs
-            # The next step or the item; a variable would keep the item alive while the
-            # caller uses it.
-            box = [items.asend(None)]
+            call.steps = items.asend(None)
             while True:
                 try:
-                    box.append(await Steps(call, box.pop()))
+                    # In a list, not to keep it alive while the caller uses it.
+                    item = [await call]
                 except StopAsyncIteration:
                     return
                 call.deliver()
                 try:
-                    box.append(items.asend((yield box.pop())))
+                    call.steps = items.asend((yield item.pop()))
                 except BaseException as error:  # noqa: BLE001 - aclose(), too
-                    box.append(items.athrow(error))
+                    call.steps = items.athrow(error)
 
     wrapper: Function = plain or function
     if inspect.iscoroutinefunction(func):
@@ -643,27 +619,21 @@ if hasattr(os, "register_at_fork"):
 
 
 class TimeTally(Tally):
-    """Counts ns, or ~ns (negative) for a call that raised."""
-
-    def __init__(self, log: Log, every: float) -> None:
-        self.inside: list[int] = []
-        super().__init__(log, every)
+    """Counts ns, or ~ns (negative) for a call that raised; or (ns, ns inside)."""
 
     def clear(self) -> None:
-        self.durations = Durations()
-        self.total_inside = 0
+        self.times = Times()
 
-    def count(self, batch: list[int]) -> None:
-        self.durations.add(batch)
-        inside = self.inside[:]
-        del self.inside[: len(inside)]
-        self.total_inside += sum(inside)
+    def count(self, batch: list[int | tuple[int, int]]) -> None:
+        # Many calls of a hot function take equally long.
+        for item, n in Counter(batch).items():
+            ns, inside = item if isinstance(item, tuple) else (item, 0)
+            self.times.add(max(ns, ~ns), n, n * (ns < 0))
+            self.times.parts["inside"] += n * inside
 
     def lines(self) -> Iterator[Record]:
-        if self.durations.calls:
-            inside = {"inside": self.total_inside / 1e9} if self.total_inside else {}
-            histogram = self.durations.histogram()
-            yield {**self.durations.figures(), **inside, "histogram": histogram}
+        if self.times.calls:
+            yield self.times.line()
 
 
 CACHE_COUNTS = ("calls", "unhashable", "distinct", "hits", "hits_unbounded")
@@ -715,32 +685,33 @@ class SkipTally(Tally):
             yield {"skipped": reason, "calls": calls}
 
 
-class Durations:
-    """Number, sum, maximum and quantiles of durations in ns, in constant memory.
+def _bucket(ns: int) -> int:
+    # From 128 ns to an hour there are 278 buckets, which fit into a line.
+    return int(8 * math.log2(max(128, ns)))
 
-    The histogram has 8 logarithmic buckets per power of two, so a quantile is at most
-    4.5 % off and merging is lossless, as in Masson, Rim, Lee, "DDSketch" (VLDB 2019).
-    Number, sum and maximum are exact.
+
+class Times:
+    """How long calls took, in ns and in constant memory.
+
+    The histogram has 8 logarithmic buckets per power of two. So a quantile is at most
+    4.5 % off, and adding histograms loses nothing, as in Masson, Rim, Lee, "DDSketch"
+    (VLDB 2019). Number, sum and maximum are exact.
     """
 
     def __init__(self) -> None:
         self.calls = self.errors = self.total = self.max = 0
         self.buckets: Counter[int] = Counter()
+        self.parts: Counter[str] = Counter()  # of the total: cpu, inside
+        self.wholes: Counter[str] = Counter()  # the total of the calls that have them
+        self.partly = False
 
-    def add(self, durations: Sequence[int]) -> None:
-        buckets, total, longest = self.buckets, 0, self.max
-        # Many calls of a hot function take equally long: one logarithm for all of them.
-        for ns, n in Counter(durations).items():
-            if ns < 0:
-                self.errors += n
-                ns = ~ns
-            total += n * ns
-            longest = max(longest, ns)
-            # From 128 ns to an hour there are 278 buckets, which fit into a line.
-            buckets[int(8 * math.log2(max(128, ns)))] += n
-        self.calls += len(durations)
-        self.total += total
-        self.max = longest
+    def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
+        """Add calls that took equally long."""
+        self.calls += calls
+        self.errors += errors
+        self.total += calls * ns
+        self.max = max(self.max, ns)
+        self.buckets[_bucket(ns)] += calls
 
     def quantile(self, q: float) -> float:
         """The ns that a share `q` of the calls did not exceed."""
@@ -762,25 +733,42 @@ class Durations:
             "max": self.max / 1e9,
         }
 
-    def histogram(self) -> list[int]:
-        """[the first bucket, calls in it, calls in the next one, ...]"""
+    def line(self) -> Record:
+        """What timeit(every=) logs. `histogram` is [first bucket, calls in it, ...]."""
         first, last = min(self.buckets), max(self.buckets)
-        return [first, *(self.buckets[b] for b in range(first, last + 1))]
+        histogram = [first, *(self.buckets[b] for b in range(first, last + 1))]
+        parts = {key: ns / 1e9 for key, ns in self.parts.items() if ns}
+        return {**self.figures(), **parts, "histogram": histogram}
 
-    def merge(self, logged: Record) -> None:
-        """Add a line's figures and histogram. Raises ValueError for nonsense."""
-        first, *counts = map(_number, logged["histogram"])
-        buckets = dict(enumerate(counts, first))
-        calls, errors, total, longest = (
-            _number(logged[key]) for key in ("calls", "errors", "total", "max")
-        )
-        if sum(buckets.values()) != calls or max(buckets) > 512:
-            raise ValueError("the histogram does not fit the number of calls")
-        self.calls += calls
-        self.errors += errors
-        self.total += round(total * 1e9)
-        self.max = max(self.max, round(longest * 1e9))
-        self.buckets.update(buckets)
+    def add_line(self, line: Record) -> None:
+        """Add a line of timeit. Raises one of DAMAGE."""
+        parts = [(key, _ns(line[key])) for key in ("cpu", "inside") if key in line]
+        if "histogram" in line:
+            first, *counts = map(_number, line["histogram"])
+            calls, errors = _number(line["calls"]), _number(line["errors"])
+            total, longest = _ns(line["total"]), _ns(line["max"])
+            if sum(counts) != calls or first + len(counts) > 512:
+                raise ValueError("the histogram does not fit the number of calls")
+            self.calls += calls
+            self.errors += errors
+            self.total += total
+            self.max = max(self.max, longest)
+            self.buckets.update(dict(enumerate(counts, first)))
+        else:
+            total = _ns(line["seconds"])
+            self.add(total, errors=int(line["raised"] is not None))
+        for key, ns in parts:
+            self.parts[key] += ns
+            self.wholes[key] += total
+        self.partly |= "slower_than" in line
+
+    def row(self) -> Record:
+        """A row of the reader's table of functions."""
+        row = {**self.figures(), "partly": self.partly}
+        for key in ("cpu", "inside"):
+            whole = self.wholes[key]
+            row[f"{key}_share"] = min(self.parts[key] / whole, 1.0) if whole else None
+        return row
 
 
 # --- sampling -------------------------------------------------------------------------
@@ -830,10 +818,8 @@ def start_sampling(
     if not interval > 0:
         raise ValueError("interval= must be a number of seconds greater than 0")
     if _sampler is None and not OFF:
-        caller = sys._getframe(1)
-        cells = tuple(types.CellType() for _ in caller.f_code.co_freevars)
-        main = types.FunctionType(caller.f_code, caller.f_globals, closure=cells)
-        _sampler = Sampler(Log("sampling", main, logger, level), every, interval)
+        log = Log("sampling", start_sampling, logger, level)
+        _sampler = Sampler(log, every, interval)
         sys.setswitchinterval(min(sys.getswitchinterval(), interval / 20))
 
 
@@ -845,7 +831,6 @@ class Sampler(Tally):
 
     def __init__(self, log: Log, every: float, interval: float) -> None:
         self.interval = interval
-        self.idle_time = interval * 1e9 / 10
         super().__init__(log, every)
 
     def restart(self) -> None:
@@ -859,7 +844,7 @@ class Sampler(Tally):
     def clear(self) -> None:
         super().clear()
         self.frames: dict[tuple[int, int], tuple[types.CodeType, str]] = {}
-        self.samples = self.missed = self.rest = self.cpu = 0
+        self.costs: dict[str, float] = dict.fromkeys(SAMPLING, 0)
 
     def run(self) -> None:
         due = time.monotonic()
@@ -869,12 +854,12 @@ class Sampler(Tally):
             missed = int((time.monotonic() - due) / self.interval)
             due += (missed + 1) * self.interval
             if self.log.enabled():
-                start = thread_time_ns()
                 missed = min(missed, 100)  # a suspended computer
-                self.missed += missed
+                start = time.thread_time()
                 with _sampler_lock:
                     self.sample(1 + missed)
-                self.cpu += thread_time_ns() - start
+                self.costs["cpu"] += time.thread_time() - start
+                self.costs["missed"] += missed
 
     def sample(self, weight: int) -> None:
         frames, own = sys._current_frames(), threading.get_ident()
@@ -887,14 +872,16 @@ class Sampler(Tally):
             cpu = _cpu_time(self.native_ids.get(ident))
             cpu_before, stack = self.before.get(ident, (0, None))
             if stack is None or cpu is None or cpu != cpu_before:
-                idle = cpu is not None and cpu - cpu_before < weight * self.idle_time
+                idle = (
+                    cpu is not None and cpu - cpu_before < weight * self.interval * 1e8
+                )
                 stack = self.stack(frame, idle)
             elif not stack[0]:  # it has not run, so it is where it was
                 stack = (True, stack[1])
             after[ident] = cpu or 0, stack
             self.pending += [stack] * weight
         self.before = after
-        self.samples += weight
+        self.costs["samples"] += weight
         _flush_due(perf_counter_ns())
 
     def stack(self, frame: types.FrameType | None, idle: bool) -> Stack:
@@ -921,15 +908,14 @@ class Sampler(Tally):
             if stacks[number] in self.counts or len(self.counts) < MAX_STACKS:
                 self.counts[stacks[number]] += n
             else:
-                self.rest += n
+                self.costs["rest"] += n
 
     def lines(self) -> Iterator[Record]:
-        stacks = self.counts.most_common()
+        stacks, costs = self.counts.most_common(), self.costs
         if stacks:
-            rest = self.rest + sum(n for _, n in stacks[MAX_LOGGED_STACKS:])
-            seconds, cpu = self.samples * self.interval, self.cpu / 1e9
-            values = (self.samples, self.missed, rest, seconds, cpu)
-            yield dict(zip(SAMPLING, values))
+            costs["rest"] += sum(n for _, n in stacks[MAX_LOGGED_STACKS:])
+            costs["seconds"] = costs["samples"] * self.interval
+            yield costs
             room = MAX_LINE - len(self.log.text())
             yield from _pack_stacks(stacks[:MAX_LOGGED_STACKS], room)
 
@@ -1103,42 +1089,8 @@ def _number(value: Any) -> Any:
     raise ValueError("not a number, or an absurd one")
 
 
-class Times(Durations):
-    """The calls of one function, from lines of timeit."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pending: list[int] = []  # counted in batches, which is faster
-        # Seconds of a part, and of the calls that have it.
-        self.parts = {"cpu": [0.0, 0.0], "inside": [0.0, 0.0]}
-        self.partly = False
-
-    def add_line(self, record: Record) -> None:
-        parts = {key: _number(record[key]) for key in self.parts if key in record}
-        seconds = _number(record["total" if "histogram" in record else "seconds"])
-        if "histogram" in record:
-            self.merge(record)
-        else:
-            ns = round(seconds * 1e9)
-            self.pending.append(ns if record["raised"] is None else ~ns)
-            if len(self.pending) >= BATCH_SIZE:
-                self.fold()
-        for key, part in parts.items():
-            self.parts[key][0] += part
-            self.parts[key][1] += seconds
-        self.partly |= "slower_than" in record
-
-    def fold(self) -> None:
-        self.add(self.pending)
-        self.pending.clear()
-
-    def figures(self) -> Record:
-        self.fold()
-        shares = {
-            f"{key}_share": min(part / whole, 1.0) if whole else None
-            for key, (part, whole) in self.parts.items()
-        }
-        return {**super().figures(), **shares, "partly": self.partly}
+def _ns(seconds: object) -> int:
+    return int(_number(seconds) * 1e9)
 
 
 class Report:
@@ -1193,7 +1145,7 @@ class Report:
 
     def add_profile(self, key: tuple[Place, str], record: Record, line: bytes) -> None:
         row = self.profiles.setdefault(key, {"complete": False, "slowest": []})
-        if row["complete"] or "part" not in record:
+        if row["complete"]:
             return
         parts = self.parts[key]
         parts[_number(record["part"])] = _text(record["data"])
@@ -1228,7 +1180,7 @@ class Report:
             ),
             "sampled_lines": self.shares(str),
             "functions": [
-                {**dict(zip(PLACE, key)), **times.figures()}
+                {**dict(zip(PLACE, key)), **times.row()}
                 for key, times in self.times.items()
             ],
             "caches": rows("caches", *PLACE, "maxsize"),
@@ -1310,12 +1262,10 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
     for name, columns in COLUMNS.items():
         if not figures[name]:
             continue
-        places = {tuple(row.get(k) for k in PLACE) for row in figures[name]}
-        names = Counter(name for name, _, _ in places)
         rows = [[column.removesuffix("_share") for column in columns.split()]]
         for row in figures[name]:
             if "name" in row:
-                row = row | {"function": _label(row, names[row["name"]] > 1)}
+                row = row | {"function": _label(row)}
             rows.append([_cell(row.get(key), key) for key in columns.split()])
         widths = [max(map(len, column)) for column in zip(*rows)][:-1]
         yield f"== {name.replace('_', ' ')}"
@@ -1326,10 +1276,11 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
             yield "* without the calls that were faster than slower_than=\n"
 
 
-def _label(row: Record, ambiguous: bool) -> str:
-    place = f" ({row['file']}:{row['line']})" if ambiguous else ""
-    label: str = row["name"] + place + " *" * row.get("partly", False)
-    if "complete" in row:
+def _label(row: Record) -> str:
+    label = f"{row['name']} ({Path(row['file']).name}:{row['line']})"
+    if row.get("partly"):
+        label += " *"
+    if "slowest" in row:
         slowest = [f"{_cell(seconds)} {name}" for name, seconds in row["slowest"]]
         label += ": " + (", ".join(slowest) or "damaged or incomplete")
     return label
@@ -1355,9 +1306,7 @@ def _printable(text: str) -> str:
 
 # --- the command line -----------------------------------------------------------------
 
-DEMO = '''\
-"""A small shop, sampled and with its suspects decorated."""
-
+DEMO = """\
 import asyncio
 import logging
 import time
@@ -1377,11 +1326,6 @@ def tax(cents):
     return cents * 19 // 100  # fast, but called very often
 
 
-@timeit
-def invoice(order):
-    return sum(tax(cents) for cents in range(order * 100))
-
-
 @timeit(slower_than=0.03)
 async def ship(order):
     await asyncio.sleep(0.002 if order % 20 else 0.04)  # sometimes slow
@@ -1390,25 +1334,23 @@ async def ship(order):
 @profile(slower_than=0.04, every=0.5)
 async def handle(order):
     exchange_rate(("EUR", "USD", "JPY")[order % 3])
-    invoice(order)
+    sum(tax(cents) for cents in range(order * 100))
     await ship(order)
 
 
 async def main():
-    form = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(filename="shop.log", level=logging.INFO, format=form)
     start_sampling()
     for order in range(1, 61):
-        logging.info("order %d", order)
         await handle(order)
 
 
+logging.basicConfig(filename="shop.log", level="INFO", format="%(asctime)s %(message)s")
 asyncio.run(main())
-'''
+"""
 
 
 def run_demo() -> str:
-    """Run DEMO beside a copy of this file. Returns the path of its log."""
+    """Run DEMO beside a copy of this file; return the path of its log."""
     folder = Path(tempfile.mkdtemp(prefix="decorators-demo-"))
     shutil.copy(__file__, folder / "decorators.py")
     (folder / "shop.py").write_text(DEMO, encoding="utf-8")
