@@ -9,9 +9,9 @@ import functools
 import gc
 import gzip
 import inspect
+import io
 import json
 import logging
-import marshal
 import os
 import pstats
 import random
@@ -21,11 +21,20 @@ import sys
 import tempfile
 import textwrap
 import threading
+import tracemalloc
+import types
 import weakref
 import zlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 
@@ -33,6 +42,11 @@ import decorators
 from decorators import cache_profile, main, profile, start_sampling, timeit
 
 SCRIPT = Path(decorators.__file__)
+pytestmark = pytest.mark.anyio
+
+Function = Callable[..., Any]
+Record = dict[str, Any]
+Tables = dict[str, list[Record]]
 
 
 class Lines(logging.Handler):
@@ -45,9 +59,13 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
+    def of(self, kind: str) -> list[Record]:
         heads = [message.split(" ", 1) for message in self.messages]
         return [json.loads(text) for name, text in heads if name == kind]
+
+    def flushed(self, kind: str) -> list[Record]:
+        decorators.flush()
+        return self.of(kind)
 
 
 @contextlib.contextmanager
@@ -61,7 +79,7 @@ def logging_to(handler: logging.Handler) -> Iterator[None]:
     decorators.logger.setLevel(logging.NOTSET)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def lines() -> Iterator[Lines]:
     """The lines of the decorators' own logger."""
     handler = Lines()
@@ -69,17 +87,25 @@ def lines() -> Iterator[Lines]:
         yield handler
 
 
+@pytest.fixture
+def quiet() -> logging.Logger:
+    """A logger that is disabled at level INFO."""
+    logger = logging.getLogger("test.quiet")
+    logger.setLevel(logging.ERROR)
+    return logger
+
+
 class Clock:
     """A clock that is set forward by hand."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = 10**12  # ns
 
-    def __call__(self) -> float:
-        return round(self.now * 1e9)
+    def __call__(self) -> int:
+        return self.now
 
     def tick(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += round(seconds * 1e9)
 
 
 @pytest.fixture
@@ -89,978 +115,268 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.fixture
-def cpu(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(decorators, "thread_time_ns", clock)
-    return clock
-
-
-@pytest.fixture
-def no_gc() -> Iterator[None]:
-    """Whatever is in a reference cycle stays alive."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-Decorator = Callable[..., Any]
-DECORATORS: dict[str, Decorator] = {
-    "timeit": timeit,
-    "timeit(every=)": timeit(every=60),
-    "cache_profile": cache_profile(),
-    "profile": profile(),
-}
-every_decorator = pytest.mark.parametrize(
-    "decorator", DECORATORS.values(), ids=DECORATORS.keys()
+@pytest.fixture(
+    params=[timeit, timeit(every=60), cache_profile(), profile()],
+    ids=["timeit", "timeit-every", "cache_profile", "profile"],
 )
+def decorator(request: pytest.FixtureRequest) -> Any:
+    """Each decorator in turn."""
+    return request.param
 
 
-# --- transparency ---------------------------------------------------------------------
+def function(act: Function = int) -> Any:
+    """Call `act`."""
+    return act()
 
 
-def function(a: int, *, b: str = "b") -> str:
-    """A docstring."""
-    return f"{a}{b}"
-
-
-async def coroutine(a: int, *, b: str = "b") -> str:
-    """A docstring."""
+async def coroutine(act: Function = int) -> Any:
+    """Call `act`."""
     await asyncio.sleep(0)
-    return f"{a}{b}"
+    return act()
 
 
-def generator(a: int, *, b: str = "b") -> Generator[str, None, str]:
-    """A docstring."""
-    yield f"{a}"
-    return b
+def generator(act: Function = int) -> Generator[Any, None, None]:
+    """Call `act`."""
+    yield 1
+    yield act()
 
 
-async def async_generator(a: int, *, b: str = "b") -> AsyncGenerator[str, None]:
-    """A docstring."""
-    yield f"{a}"
+async def async_generator(act: Function = int) -> AsyncGenerator[Any, None]:
+    """Call `act`."""
+    yield 1
     await asyncio.sleep(0)
-    yield b
+    yield act()
 
 
-KINDS: list[Callable[..., Any]] = [function, coroutine, generator, async_generator]
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+KINDS: list[Function] = [function, coroutine, generator, async_generator]
 
 
-async def result_of(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What a call gives in the end, of whatever kind the function is."""
-    result = func(*args, **kwargs)
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Any:
+    """A function of each kind in turn."""
+    return request.param
+
+
+async def items_of(result: Any) -> AsyncIterator[Any]:
+    """What a call gives, of whatever kind the function is."""
     if inspect.isawaitable(result):
-        return await result
-    if inspect.isgenerator(result):
-        items = []
-        while True:
-            try:
-                items.append(next(result))
-            except StopIteration as stop:
-                return [*items, stop.value]
-    if inspect.isasyncgen(result):
-        return [item async for item in result]
-    return result
+        yield await result
+    elif inspect.isgenerator(result):
+        for item in result:
+            yield item
+    elif inspect.isasyncgen(result):
+        async for item in result:
+            yield item
+    else:
+        yield result
 
 
-@every_decorator
-@every_kind
-@pytest.mark.anyio
-async def test_a_decorated_call_gives_what_the_bare_call_gives(
-    decorator: Decorator, kind: Callable[..., Any], lines: Lines
-) -> None:
-    bare = await result_of(kind, 1, b="x")
-
-    assert await result_of(decorator(kind), 1, b="x") == bare
-
-
-@every_decorator
-@every_kind
-def test_a_decorated_function_looks_like_the_bare_one(
-    decorator: Decorator, kind: Callable[..., Any]
-) -> None:
-    decorated = decorator(kind)
-
-    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
-        assert getattr(decorated, attribute) == getattr(kind, attribute)
-    assert inspect.signature(decorated) == inspect.signature(kind)
-    assert inspect.get_annotations(decorated) == inspect.get_annotations(kind)
-    for is_kind in (
-        inspect.iscoroutinefunction,
-        inspect.isgeneratorfunction,
-        inspect.isasyncgenfunction,
-    ):
-        assert is_kind(decorated) == is_kind(kind)
-
-
-@every_decorator
-def test_methods_of_all_kinds_are_bound_as_usual(decorator: Decorator) -> None:
-    class Shop:
-        @decorator
-        def method(self) -> Any:
-            return self
-
-        @classmethod
-        @decorator
-        def class_inside(cls) -> Any:
-            return cls
-
-        @decorator
-        @classmethod
-        def class_outside(cls) -> Any:
-            return cls
-
-        @staticmethod
-        @decorator
-        def static_inside(value: int) -> int:
-            return value
-
-        @decorator
-        @staticmethod
-        def static_outside(value: int) -> int:
-            return value
-
-    class Branch(Shop):
-        pass
-
-    branch = Branch()
-    assert branch.method() is branch
-    assert branch.class_inside() is Branch.class_inside() is Branch
-    assert branch.class_outside() is Branch.class_outside() is Branch
-    assert branch.static_inside(7) == Branch.static_inside(7) == 7
-    assert branch.static_outside(7) == Branch.static_outside(7) == 7
-
-
-@every_decorator
-@pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
-def test_what_is_not_a_function_is_refused_at_once(
-    decorator: Decorator, target: Any
-) -> None:
-    with pytest.raises(TypeError, match="decorate functions and methods"):
-        decorator(target)
-
-
-@every_decorator
-def test_callables_without_a_name_or_code_are_decorated_too(
-    decorator: Decorator, lines: Lines
-) -> None:
-    class Callable_:
-        def __call__(self, value: int) -> int:
-            return -value
-
-    assert decorator(len)([1, 2]) == 2
-    assert decorator(str.upper)("a") == "A"
-    assert decorator(functools.partial(pow, 2))(5) == 32
-    assert list(decorator(functools.partial(generator, 7))()) == ["7"]
-    assert decorator(Callable_())(5) == -5
+async def result_of(func: Function, *args: Any, **kwargs: Any) -> list[Any]:
+    return [item async for item in items_of(func(*args, **kwargs))]
 
 
 class Failure(Exception):
     pass
 
 
-def fail_function(error: BaseException) -> None:
-    raise error
+def fail() -> NoReturn:
+    raise Failure
 
 
-async def fail_coroutine(error: BaseException) -> None:
-    await asyncio.sleep(0)
-    raise error
-
-
-def fail_generator(error: BaseException) -> Generator[int, None, None]:
-    yield 1
-    raise error
-
-
-async def fail_async_generator(error: BaseException) -> AsyncGenerator[int, None]:
-    yield 1
-    raise error
-
-
-@every_decorator
-@pytest.mark.parametrize(
-    "failing", [fail_function, fail_coroutine, fail_generator, fail_async_generator]
-)
-@pytest.mark.anyio
-async def test_an_exception_arrives_as_it_was_raised(
-    decorator: Decorator, failing: Callable[..., Any], lines: Lines
-) -> None:
-    error = Failure()
-
-    with pytest.raises(Failure) as caught:
-        await result_of(decorator(failing), error)
-
-    assert caught.value is error
-    assert error.__context__ is error.__cause__ is None
-
-
-@every_decorator
-@pytest.mark.anyio
-async def test_cancellation_arrives_inside_and_comes_out(
-    decorator: Decorator, lines: Lines
-) -> None:
-    cleaned_up = []
-
-    @decorator
-    async def wait() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            cleaned_up.append(True)
-
-    task = asyncio.create_task(wait())
-    await asyncio.sleep(0)
-    task.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert cleaned_up == [True]
-
-
-def recording() -> Generator[Any, Any, Any]:
-    """Records what is sent and thrown."""
-    events: list[Any] = []
-    try:
-        events.append((yield "first"))
-        events.append((yield list(events)))
-    except Failure:
-        events.append("a failure")
-        try:
-            yield list(events)
-        except GeneratorExit:
-            events.append("closed")
-            raise
-        raise KeyError(1) from None
-    finally:
-        events.append("finally")
-        EVENTS.extend(events)
-    return ["returned", *events]
-
-
-def delegating() -> Generator[Any, Any, Any]:
-    result = yield from recording()
-    yield result
-    raise RuntimeError("after all")
-
-
-EVENTS: list[Any] = []
-Step = tuple[str, Any]
-STEP_SEQUENCES: list[list[Step]] = [
-    [("send", None), ("send", 1), ("send", 2), ("send", 3)],
-    [("send", None), ("throw", Failure()), ("send", 1)],
-    [("send", None), ("throw", Failure()), ("close", None), ("send", None)],
-    [("send", None), ("throw", ValueError()), ("send", None)],
-    [("send", None), ("close", None), ("send", None)],
-    [("send", None), ("throw", GeneratorExit()), ("send", None)],
-    [("close", None), ("send", None)],
-    [("throw", Failure())],
-    [("send", 1)],
-]
-
-
-def run_steps(steps_of: Generator[Any, Any, Any], steps: list[Step]) -> list[Any]:
-    """The result of each step, exceptions and their contexts included."""
-    EVENTS.clear()
-    results: list[Any] = []
-    for verb, value in steps:
-        try:
-            method = getattr(steps_of, verb)
-            results.append(method() if verb == "close" else method(value))
-        except BaseException as error:  # noqa: BLE001
-            context = error.__context__
-            results.append((type(error), str(error), type(context)))
-    return [*results, *EVENTS]
-
-
-@every_decorator
-@pytest.mark.parametrize("steps", STEP_SEQUENCES)
-@pytest.mark.parametrize("func", [recording, delegating])
-def test_a_decorated_generator_responds_like_the_bare_one(
-    decorator: Decorator, steps: list[Step], func: Callable[..., Any], lines: Lines
-) -> None:
-    assert run_steps(decorator(func)(), steps) == run_steps(func(), steps)
-
-
-async def async_recording() -> AsyncGenerator[Any, Any]:
-    """Records what is sent and thrown."""
-    events: list[Any] = []
-    try:
-        events.append((yield "first"))
-        await asyncio.sleep(0)
-        events.append((yield list(events)))
-    except Failure:
-        events.append("a failure")
-        yield list(events)
-        raise KeyError(1) from None
-    finally:
-        await asyncio.sleep(0)
-        events.append("finally")
-        EVENTS.extend(events)
-
-
-async def async_run_steps(steps_of: Any, steps: list[Step]) -> list[Any]:
-    EVENTS.clear()
-    results: list[Any] = []
-    for verb, value in steps:
-        try:
-            method = getattr(steps_of, "a" + verb)
-            results.append(await (method() if verb == "close" else method(value)))
-        except BaseException as error:  # noqa: BLE001
-            context = error.__context__
-            results.append((type(error), str(error), type(context)))
-    return [*results, *EVENTS]
-
-
-@every_decorator
-@pytest.mark.parametrize("steps", STEP_SEQUENCES)
-@pytest.mark.anyio
-async def test_a_decorated_asynchronous_generator_responds_like_the_bare_one(
-    decorator: Decorator, steps: list[Step], lines: Lines
-) -> None:
-    bare = await async_run_steps(async_recording(), steps)
-
-    assert await async_run_steps(decorator(async_recording)(), steps) == bare
-
-
-@every_decorator
-def test_a_coroutine_made_by_types_coroutine_can_still_be_awaited(
-    decorator: Decorator, lines: Lines
-) -> None:
-    import types
-
-    @decorator
-    @types.coroutine
-    def old_style() -> Generator[None, None, int]:
-        yield
-        return 7
-
-    async def program() -> Any:
-        return await old_style()
-
-    assert asyncio.run(program()) == 7
-
-
-@every_decorator
-def test_an_exception_thrown_into_a_generator_is_not_kept_alive(
-    decorator: Decorator, lines: Lines, no_gc: None
-) -> None:
-    def throw_and_catch() -> "weakref.ref[Failure]":
-        steps = decorator(generator)(1)
-        next(steps)
-        try:
-            steps.throw(Failure())
-        except Failure as error:
-            gone = weakref.ref(error)
-        return gone
-
-    assert throw_and_catch()() is None
-
-
-@every_decorator
-@pytest.mark.anyio
-async def test_nor_is_one_thrown_into_an_asynchronous_generator(
-    decorator: Decorator, lines: Lines, no_gc: None
-) -> None:
-    async def throw_and_catch() -> "weakref.ref[Failure]":
-        steps = decorator(fail_async_generator)(ValueError())
-        await anext(steps)
-        try:
-            await steps.athrow(Failure())
-        except Failure as error:
-            gone = weakref.ref(error)
-        return gone
-
-    assert (await throw_and_catch())() is None
-
-
-class Argument:
-    """Fails at whatever a careless decorator could do with it."""
-
-    def __init__(self, value: str = "") -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        raise Failure
-
-    def __eq__(self, other: object) -> bool:
-        raise Failure
-
-    def __repr__(self) -> str:
-        raise Failure
-
-
-@every_decorator
-@pytest.mark.parametrize(
-    "argument", [Argument(), [], {}], ids=["nasty", "list", "dict"]
-)
-def test_an_argument_without_a_hash_is_passed_on(
-    decorator: Decorator, argument: Any, lines: Lines
-) -> None:
-    assert decorator(id)(argument) == id(argument)
-
-
-@every_decorator
-@pytest.mark.parametrize("kind", ["handler", "filter"])
-def test_a_raising_handler_or_filter_does_not_break_a_call(
-    decorator: Decorator, kind: str
-) -> None:
-    def raising(record: logging.LogRecord) -> bool:
-        raise Failure
-
-    handler = Lines()
-    if kind == "handler":
-        handler.handle = raising  # type: ignore[method-assign]
-    else:
-        handler.addFilter(raising)
-    with logging_to(handler):
-        assert decorator(function)(1) == "1b"
-        decorators.flush()
-
-
-@every_decorator
-def test_a_handler_may_be_decorated_itself(decorator: Decorator) -> None:
-    class Decorated(Lines):
-        emit = decorator(Lines.emit)
-
-    handler = Decorated()
-    with logging_to(handler):
-        assert timeit(function)(1) == "1b"
-    # Beside it there may be lines of functions of earlier tests.
-    names = [line["name"] for line in handler.of("timeit")]
-    assert names.count("test_decorators.function") == 1
-
-
-@every_decorator
-def test_an_argument_is_released_after_the_call(
-    decorator: Decorator, lines: Lines
-) -> None:
-    class Big:
-        pass
-
-    decorated, big = decorator(lambda argument: None), Big()
-    decorated(big)
-    gone = weakref.ref(big)
-    del big
-    gc.collect()
-
-    assert gone() is None
-
-
-class Chunk:
-    pass
-
-
-async def chunks(count: int) -> AsyncGenerator[Chunk, None]:
-    for _ in range(count):
-        yield Chunk()
-
-
-@every_decorator
-def test_a_generator_releases_an_item_when_its_caller_does(
-    decorator: Decorator, lines: Lines
-) -> None:
-    @decorator
-    def chunks() -> Iterator[Chunk]:
-        while True:
-            yield Chunk()
-
-    steps = chunks()
-    gone = weakref.ref(next(steps))
-
-    assert gone() is None
-
-
-@every_decorator
-@pytest.mark.anyio
-async def test_so_does_an_asynchronous_generator(
-    decorator: Decorator, lines: Lines
-) -> None:
-    steps = decorator(chunks)(2)
-    gone = weakref.ref(await anext(steps))
-
-    assert gone() is None
-    await steps.aclose()
-
-
-@every_decorator
-@pytest.mark.anyio
-async def test_a_failed_future_is_in_no_reference_cycle(
-    decorator: Decorator, lines: Lines, no_gc: None
-) -> None:
-    @decorator
-    async def wait(futures: list["asyncio.Future[None]"]) -> None:
-        await futures.pop()
-
-    def fail(future: "asyncio.Future[None]") -> "weakref.ref[Failure]":
-        error = Failure()
-        future.set_exception(error)
-        return weakref.ref(error)
-
-    async def program() -> "weakref.ref[Failure]":
-        futures = [asyncio.get_running_loop().create_future()]
-        tasks = [asyncio.create_task(wait(futures))]
-        gone = fail(futures[0])
-        with contextlib.suppress(Failure):
-            await tasks.pop()
-        await asyncio.sleep(0)  # until the event loop has forgotten it, too
-        return gone
-
-    assert (await program())() is None
-
-
-@every_decorator
-def test_no_line_holds_an_argument(decorator: Decorator, lines: Lines) -> None:
-    decorator(function)(4711, b="a secret")
-    decorators.flush()
-
-    assert lines.messages
-    assert not [line for line in lines.messages if "4711b" in line or "secret" in line]
-
-
-@every_decorator
-def test_the_methods_of_an_lru_cache_below_stay(
-    decorator: Decorator, lines: Lines
-) -> None:
-    decorated = decorator(functools.lru_cache(abs))
-
-    decorated(-1)
-    assert decorated.cache_info().currsize == 1
-    decorated.cache_clear()
-    assert decorated.cache_info().currsize == 0
-
-
-@every_decorator
-def test_a_hash_that_calls_a_decorated_method_terminates(
-    decorator: Decorator, lines: Lines
-) -> None:
-    class Money:
-        @decorator
-        def key(self) -> int:
-            return 7
-
-        def __hash__(self) -> int:
-            return hash(self.key())
-
-    assert Money().key() == 7
-    assert {Money(): "seven"}
-
-
-@every_decorator
-def test_recursion_and_threads_do_not_disturb_each_other(
-    decorator: Decorator, lines: Lines
-) -> None:
-    @decorator
-    def fibonacci(n: int) -> int:
-        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
-
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(fibonacci(10))) for _ in range(4)
-    ]
+def run_in_threads(func: Callable[[], object], count: int = 4) -> None:
+    threads = [threading.Thread(target=func) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert results == [55] * 4
+
+def run(
+    *command: str | Path, stdin: bytes = b"", **more: Any
+) -> subprocess.CompletedProcess[bytes]:
+    arguments = [sys.executable, *map(str, command)]
+    return subprocess.run(
+        arguments, input=stdin, capture_output=True, check=False, **more
+    )
 
 
-def sampling(**options: Any) -> Callable[..., None]:
-    return lambda _: start_sampling(**options)
+def records(log: Path) -> list[Record]:
+    """The records in a log."""
+    found = map(decorators.parse, log.read_bytes().splitlines())
+    return [record for line in found for _, record in line if record]
 
 
-@pytest.mark.parametrize(
-    ("decorator", "options"),
-    [
-        (timeit, {"slower_than": -1}),
-        (timeit, {"slower_than": float("nan")}),
-        (timeit, {"slower_than": 1, "every": 60}),
-        (timeit, {"every": 0}),
-        (timeit, {"every": float("nan")}),
-        (cache_profile, {"every": -1}),
-        (profile, {"slower_than": -1}),
-        (profile, {"every": -1}),
-        (timeit, {"level": "LOUD"}),
-        (sampling, {"interval": 0}),
-        (sampling, {"every": -1}),
-    ],
+PREAMBLE = """\
+import asyncio, logging, multiprocessing, os, sys, threading, time
+from decorators import cache_profile, profile, start_sampling, timeit
+logging.basicConfig(filename="log", level="INFO", format="%(asctime)s %(message)s")
+"""
+
+
+def run_program(program: str, folder: Path, *arguments: str) -> list[Record]:
+    """Run a program beside a copy of the decorators; return what it logged to `log`.
+
+    It must print nothing.
+    """
+    shutil.copy(SCRIPT, folder)
+    (folder / "program.py").write_text(PREAMBLE + textwrap.dedent(program))
+    # Python 3.12 and later warn about a fork while there are several threads.
+    options = ("-W", "ignore::DeprecationWarning")
+    done = run(*options, "program.py", *arguments, cwd=folder, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return records(folder / "log")
+
+
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="this system has no fork"
 )
-def test_invalid_options_raise_at_once(
-    decorator: Decorator, options: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match="=|LOUD"):
-        decorator(**options)(function)
 
 
-def test_decorators_are_switched_off_by_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(decorators, "OFF", True)
-
-    assert timeit(function) is function
-    assert profile(slower_than=1)(function) is function
-    start_sampling()
-    assert "sampling" not in [thread.name for thread in threading.enumerate()]
+Main = Callable[..., tuple[int, str, str]]
+Read = Callable[..., tuple[int, Tables, str]]
 
 
-# --- what every line says -------------------------------------------------------------
+@pytest.fixture
+def run_main(capsys: pytest.CaptureFixture[str]) -> Main:
+    """Call main(): exit status, standard output, standard error."""
+
+    def run_main(*arguments: str | Path) -> tuple[int, str, str]:
+        status = main([*map(str, arguments)])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run_main
 
 
-@every_decorator
-def test_every_line_says_which_function_where_and_which_process(
-    decorator: Decorator, lines: Lines
-) -> None:
-    decorator(function)(1)
-    decorators.flush()
+@pytest.fixture
+def read(tmp_path: Path, run_main: Main) -> Read:
+    """Write lines to a log and read it: exit status, tables, standard error."""
 
-    written = [line for kind in KIND_NAMES for line in lines.of(kind)]
-    line = inspect.getsourcelines(function)[1]
-    assert written
-    for record in written:
-        assert list(record)[:4] == ["name", "file", "line", "pid"]
-        assert record["name"] == f"{__name__}.function"
-        assert record["file"] == __file__
-        assert record["line"] == line
-        assert record["pid"] == os.getpid()
+    def read(
+        *lines: str, log: bytes = b"", options: Iterable[str] = ()
+    ) -> tuple[int, Tables, str]:
+        path = tmp_path / "app.log"
+        path.write_bytes(log or "\n".join([*lines, ""]).encode())
+        status, out, err = run_main(path, "--json", *options)
+        return status, json.loads(out), err
 
-
-KIND_NAMES = ("timeit", "cache_profile", "profile", "sampling")
-
-
-def test_lines_go_to_the_logger_and_level_they_are_given(lines: Lines) -> None:
-    other, handler = logging.getLogger("test.other"), Lines()
-    other.addHandler(handler)
-    other.setLevel(logging.DEBUG)
-
-    timeit(logger=other, level="DEBUG")(function)(1)
-
-    assert len(handler.of("timeit")) == 1
-    assert not lines.messages
-
-
-def named(name: str, file: str = "odd.py") -> Callable[..., Any]:
-    """A function of that name in that file."""
-    scope: dict[str, Any] = {"__name__": "odd"}
-    exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
-    scope["function"].__qualname__ = name
-    result: Callable[..., Any] = scope["function"]
-    return result
-
-
-@pytest.mark.parametrize("name", ["a" * 9000, "é" * 9000, "\U0001f600" * 9000])
-@every_decorator
-def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
-    decorator: Decorator, name: str, lines: Lines
-) -> None:
-    decorator(named(name, name))()
-    decorators.flush()
-
-    for message in lines.messages:
-        assert len(message) <= decorators.MAX_LINE and message.isascii()
-
-
-@pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
-def test_odd_names_survive_the_way_through_the_log(
-    name: str,
-    lines: Lines,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    timeit(named(name))()
-    (tmp_path / "log").write_text("\n".join(lines.messages))
-
-    assert main([str(tmp_path / "log"), "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)["functions"]
-    assert row["name"] == f"odd.{name}"
+    return read
 
 
 # --- timeit ---------------------------------------------------------------------------
 
 
-def test_timeit_separates_waiting_from_computing(
-    lines: Lines, clock: Clock, cpu: Clock
+async def async_work(work: Function, pause: Function) -> None:
+    work(1.0)
+    await pause()
+    work(2.0)
+
+
+def generated_work(work: Function, pause: Function) -> Iterator[None]:
+    for seconds in (1.0, 2.0):
+        work(seconds)
+        yield
+
+
+async def async_generated_work(work: Function, pause: Function) -> AsyncIterator[None]:
+    for seconds in (1.0, 2.0):
+        work(seconds)
+        await pause()
+        yield
+
+
+@pytest.mark.parametrize(
+    ("func", "waited"),
+    [
+        (lambda work, pause: work(3.0), 3.0),
+        (async_work, 7.0),
+        (generated_work, 3.0),
+        (async_generated_work, 11.0),
+    ],
+    ids=[kind.__name__ for kind in KINDS],
+)
+@pytest.mark.parametrize("options", [{}, {"every": 60}], ids=["each", "every"])
+async def test_timeit_tells_the_wait_of_the_caller_from_the_time_and_cpu_inside(
+    func: Function,
+    waited: float,
+    options: dict[str, Any],
+    lines: Lines,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    @timeit
-    def work() -> None:
-        clock.tick(2.0)
-        cpu.tick(0.5)
+    cpu = Clock()
+    monkeypatch.setattr(decorators, "thread_time_ns", cpu)
 
-    work()
+    def work(seconds: float) -> None:
+        clock.tick(seconds)
+        cpu.tick(seconds / 2)
 
-    (line,) = lines.of("timeit")
-    assert (line["seconds"], line["cpu"], line["raised"]) == (2.0, 0.5, None)
+    async def pause() -> None:
+        # Meanwhile another task works.
+        asyncio.get_running_loop().call_soon(work, 4.0)
+        await asyncio.sleep(0)
+
+    async for _ in items_of(timeit(**options)(func)(work, pause)):
+        work(10.0)
+
+    (line,) = lines.flushed("timeit")
+    assert line["total" if options else "seconds"] == waited
+    assert line.get("inside", line.get("total")) == 3.0
+    assert line.get("cpu") == (None if options else 1.5)
 
 
 def test_timeit_names_the_exception(lines: Lines) -> None:
     with pytest.raises(Failure):
-        timeit(fail_function)(Failure())
+        timeit(fail)()
 
-    assert lines.of("timeit")[0]["raised"] == "Failure"
-
-
-@pytest.mark.parametrize(
-    ("kind", "waited", "inside"),
-    [("coroutine", 7, 3), ("generator", 3, 3), ("async_generator", 11, 3)],
-)
-@pytest.mark.parametrize("options", [{}, {"every": 60}])
-@pytest.mark.anyio
-async def test_timeit_separates_the_wait_of_the_caller_from_the_time_inside(
-    kind: str,
-    waited: float,
-    inside: float,
-    options: dict[str, Any],
-    lines: Lines,
-    clock: Clock,
-) -> None:
-    async def other_task() -> None:
-        clock.tick(4.0)
-
-    async def pause() -> None:
-        task = asyncio.create_task(other_task())
-        await asyncio.sleep(0)
-        await task
-
-    @timeit(**options)
-    async def coroutine() -> None:
-        clock.tick(1.0)
-        await pause()
-        clock.tick(2.0)
-
-    @timeit(**options)
-    def generator() -> Generator[int, None, None]:
-        for n in (1, 2):
-            clock.tick(n)
-            yield n
-
-    @timeit(**options)
-    async def async_generator() -> AsyncGenerator[int, None]:
-        for n in (1, 2):
-            clock.tick(n)
-            await pause()
-            yield n
-
-    if kind == "coroutine":
-        await coroutine()
-    elif kind == "generator":
-        for _ in generator():
-            clock.tick(10.0)
-    else:
-        async for _ in async_generator():
-            clock.tick(10.0)
-    decorators.flush()
-
-    line = next(line for line in lines.of("timeit") if kind in line["name"])
-    assert line["total" if options else "seconds"] == waited
-    assert line["inside"] == inside
-
-
-@pytest.mark.parametrize("kind", ["function", "coroutine"])
-@pytest.mark.anyio
-async def test_slower_than_leaves_out_the_faster_calls_and_says_so(
-    kind: str, lines: Lines, clock: Clock
-) -> None:
-    async def coroutine(seconds: float) -> None:
-        clock.tick(seconds)
-
-    timed = timeit(slower_than=0.1)(clock.tick if kind == "function" else coroutine)
-    for seconds in (0.05, 0.125, 0.0625, 0.5):
-        await result_of(timed, seconds)
-
-    assert [line["seconds"] for line in lines.of("timeit")] == [0.125, 0.5]
-    assert {line["slower_than"] for line in lines.of("timeit")} == {0.1}
+    assert timeit(function)() == 0
+    assert [line["raised"] for line in lines.of("timeit")] == ["Failure", None]
 
 
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
     end: str, lines: Lines
 ) -> None:
-    steps = timeit(generator)(1)
+    steps = timeit(generator)()
     next(steps)
     if end == "close":
         steps.close()
     del steps
-    gc.collect()
 
     assert [line["raised"] for line in lines.of("timeit")] == [None]
 
 
-def test_while_its_logger_is_disabled_timeit_reads_no_clock(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    read: list[str] = []
-    for name in ("perf_counter_ns", "thread_time_ns"):
-        monkeypatch.setattr(decorators, name, functools.partial(read.append, name))
-    quiet = logging.getLogger("test.quiet")
-    quiet.setLevel(logging.ERROR)
-
-    assert timeit(logger=quiet)(function)(1) == "1b"
-    assert read == []
-
-
-def test_every_logs_one_line_an_interval(lines: Lines, clock: Clock) -> None:
-    timed = timeit(every=60)(clock.tick)
-    for _ in range(130):
-        timed(1.0)
-
-    assert [line["calls"] for line in lines.of("timeit")] == [60, 60]
-    decorators.flush()
-    assert [line["calls"] for line in lines.of("timeit")] == [60, 60, 10]
-
-
-def test_every_logs_what_is_left_when_the_function_is_dropped(lines: Lines) -> None:
-    timeit(every=60)(lambda: None)()
-    gc.collect()
-
-    assert [line["calls"] for line in lines.of("timeit")] == [1]
-
-
-def test_a_line_that_is_due_flushes_all_others_that_are_due(
+def test_slower_than_leaves_out_the_faster_calls_and_says_so(
     lines: Lines, clock: Clock
 ) -> None:
-    rare, frequent = timeit(every=60)(abs), timeit(every=60)(clock.tick)
-    rare(-1)
-    for _ in range(60):
-        frequent(1.0)
-
-    assert [line["calls"] for line in lines.of("timeit")] == [1, 60]
-
-
-@pytest.mark.anyio
-async def test_every_counts_all_kinds_of_calls(lines: Lines, clock: Clock) -> None:
-    decorated = [timeit(every=60)(kind) for kind in KINDS]
-    for one in decorated:
-        await result_of(one, 1)
-        await result_of(one, 2)
-    decorators.flush()
-
-    calls = {line["name"].split(".")[1]: line["calls"] for line in lines.of("timeit")}
-    assert calls == dict.fromkeys([kind.__name__ for kind in KINDS], 2)
-
-
-def test_every_counts_failed_calls(lines: Lines) -> None:
-    @timeit(every=60)
-    def work(error: Exception | None) -> None:
-        if error:
-            raise error
-
-    for error in (None, Failure(), None, ValueError()):
-        try:
-            work(error)
-        except (Failure, ValueError):
-            pass
-    decorators.flush()
-
-    (line,) = lines.of("timeit")
-    assert (line["calls"], line["errors"]) == (4, 2)
-
-
-def test_every_loses_no_call_of_many_threads(lines: Lines) -> None:
-    @timeit(every=3600)
-    def work(n: int) -> None:
-        pass
-
-    def calls() -> None:
-        for n in range(10_000):
-            work(n)
-
-    threads = [threading.Thread(target=calls) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    decorators.flush()
-
-    (line,) = lines.of("timeit")
-    assert line["calls"] == 40_000
-
-
-def test_counting_that_is_interrupted_by_a_call_does_not_wait_for_itself(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # As a signal handler or a destructor may, which can come anywhere.
-    timed = timeit(every=3600)(abs)
-
-    class Interrupted(decorators.Times):
-        def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
-            timed(-2)
-            decorators.flush()
-            super().add(ns, calls, errors)
-
-    monkeypatch.setattr(decorators, "Times", Interrupted)
-    timed = timeit(every=3600)(abs)
-    timed(-1)
-    thread = threading.Thread(target=decorators.flush, daemon=True)
-    thread.start()
-    thread.join(10)
-
-    assert not thread.is_alive()
-    assert lines.of("timeit")[0]["calls"] == 1
-
-
-DISTRIBUTIONS: dict[str, Callable[[random.Random], float]] = {
-    "uniform": lambda rng: rng.uniform(0.001, 0.002),
-    "lognormal": lambda rng: rng.lognormvariate(-9, 2),
-    "two peaks": lambda rng: rng.gauss(0.001, 0.0001) + (rng.random() < 0.1),
-    "one value": lambda rng: 0.25,
-}
-
-
-@pytest.mark.parametrize(
-    "draw",
-    DISTRIBUTIONS.values(),
-    ids=[name.replace(" ", "-") for name in DISTRIBUTIONS],
-)
-@pytest.mark.parametrize("calls", [1, 2, 10, 1000])
-def test_a_quantile_is_no_more_than_a_twentieth_off(
-    draw: Callable[[random.Random], float], calls: int
-) -> None:
-    rng = random.Random(calls)
-    sample = sorted(round(abs(draw(rng)) * 1e9) for _ in range(calls))
-    times = decorators.Times()
-    for ns in sample:
-        times.add(ns)
-
-    for q in (0.5, 0.95, 0.99, 1.0):
-        true = sample[max(-int(-q * calls // 1), 1) - 1]
-        assert times.quantile(q) == pytest.approx(true, rel=0.05)
-    assert times.calls == calls
-    assert times.total == sum(sample)
-    assert times.max == sample[-1]
-
-
-def test_a_histogram_of_very_many_buckets_still_fits_into_a_line(
-    lines: Lines, clock: Clock
-) -> None:
-    timed = timeit(every=1e15)(clock.tick)
-    durations = [1e-7 * 1.02**n for n in range(1200) for _ in range(10)]
-    for seconds in durations:
-        clock.now = 0.0
+    timed = timeit(slower_than=0.125)(clock.tick)
+    for seconds in (0.0625, 0.125, 0.0, 0.5):
         timed(seconds)
-    decorators.flush()
 
-    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
-    assert lines.of("timeit")[-1]["calls"] == len(durations)
+    assert [line["seconds"] for line in lines.of("timeit")] == [0.125, 0.5]
+    assert {line["slower_than"] for line in lines.of("timeit")} == {0.125}
+
+
+def test_while_its_logger_is_disabled_timeit_reads_no_clock(
+    monkeypatch: pytest.MonkeyPatch, quiet: logging.Logger
+) -> None:
+    for name in ("perf_counter_ns", "thread_time_ns"):
+        monkeypatch.setattr(decorators, name, fail)
+
+    assert timeit(logger=quiet)(function)() == 0
 
 
 # --- cache_profile --------------------------------------------------------------------
 
 
-def last_cache_line(lines: Lines) -> dict[str, Any]:
-    decorators.flush()
-    return lines.of("cache_profile")[-1]
-
-
 @pytest.mark.parametrize("maxsize", [-1, 0, 1, 2, 7, 50, 1000, None])
-@pytest.mark.parametrize("seed", range(3))
 def test_cache_profile_predicts_the_hits_of_lru_cache(
-    maxsize: int | None, seed: int, lines: Lines
+    maxsize: int | None, lines: Lines
 ) -> None:
     def work(a: int, *, b: int = 0) -> None:
         pass
 
-    rng = random.Random(seed)
+    rng = random.Random(1)
     profiled = cache_profile(maxsize=maxsize)(work)
     cached = functools.lru_cache(maxsize=maxsize)(work)
     unbounded = functools.lru_cache(maxsize=None)(work)
@@ -1070,7 +386,7 @@ def test_cache_profile_predicts_the_hits_of_lru_cache(
         for one in (profiled, cached, unbounded):
             one(a, **kwargs)
 
-    line = last_cache_line(lines)
+    (line,) = lines.flushed("cache_profile")
     assert line["calls"] == 2000
     assert line["hits"] == cached.cache_info().hits
     assert line["hits_unbounded"] == unbounded.cache_info().hits
@@ -1084,8 +400,21 @@ def test_cache_profile_says_which_time_hits_would_have_saved(
     for seconds in (1.0, 2.0, 1.0, 1.0):
         profiled(seconds)
 
-    line = last_cache_line(lines)
+    (line,) = lines.flushed("cache_profile")
     assert (line["total"], line["saved"]) == (5.0, 2.0)
+
+
+class Argument:
+    """Fails at whatever a careless decorator could do with it."""
+
+    def __hash__(self) -> int:
+        raise Failure
+
+    def __eq__(self, other: object) -> bool:
+        raise Failure
+
+    def __repr__(self) -> str:
+        raise Failure
 
 
 class Shop:
@@ -1093,21 +422,18 @@ class Shop:
         return article
 
 
-CACHED: list[tuple[Callable[..., Any], dict[str, Any], list[Any], dict[str, int]]] = [
-    (id, {}, [1, [], {}, Argument(), 1], {"calls": 5, "unhashable": 3, "hits": 1}),
-    (chr, {}, [-7, -7, 1, 1], {"calls": 4, "distinct": 1, "hits_unbounded": 1}),
-    (len, {"key": tuple}, [["a"], ["a"]], {"distinct": 1, "hits": 1, "unhashable": 0}),
-    (Shop.price, {}, [(Shop(), 1), (Shop(), 1)], {"distinct": 2, "hits": 0}),
-]
-
-
 @pytest.mark.parametrize(
     ("func", "options", "calls", "counted"),
-    CACHED,
+    [
+        (id, {}, [1, [], {}, Argument(), 1], {"calls": 5, "unhashable": 3, "hits": 1}),
+        (chr, {}, [-7, -7, 1, 1], {"calls": 4, "distinct": 1, "hits_unbounded": 1}),
+        (len, {"key": tuple}, [["a"], ["a"]], {"distinct": 1, "hits": 1}),
+        (Shop.price, {}, [(Shop(), 1), (Shop(), 1)], {"distinct": 2, "hits": 0}),
+    ],
     ids=["unhashable", "raising", "a-key", "self"],
 )
 def test_cache_profile_counts_calls_by_their_key(
-    func: Callable[..., Any],
+    func: Function,
     options: dict[str, Any],
     calls: list[Any],
     counted: dict[str, int],
@@ -1118,19 +444,23 @@ def test_cache_profile_counts_calls_by_their_key(
         with contextlib.suppress(ValueError):
             profiled(*argument) if isinstance(argument, tuple) else profiled(argument)
 
-    assert last_cache_line(lines).items() >= counted.items()
+    assert lines.flushed("cache_profile")[0].items() >= counted.items()
 
 
-def test_the_lines_of_two_intervals_add_up(lines: Lines, clock: Clock) -> None:
-    profiled = cache_profile(every=10)(clock.tick)
-    for seconds in (6.0, 6.0, 6.0, 6.0, 1.0):
-        profiled(seconds)
-    decorators.flush()
+def test_a_hash_that_calls_the_profiled_method_neither_hangs_nor_counts(
+    lines: Lines,
+) -> None:
+    class Money:
+        @cache_profile
+        def key(self) -> int:
+            return 7
 
-    written = lines.of("cache_profile")
-    assert [line["calls"] for line in written] == [2, 2, 1]
-    assert [line["distinct"] for line in written] == [1, 0, 1]
-    assert [line["hits"] for line in written] == [1, 2, 0]
+        def __hash__(self) -> int:
+            return hash(self.key())
+
+    assert Money().key() == 7
+    (line,) = lines.flushed("cache_profile")
+    assert (line["calls"], line["unhashable"]) == (1, 0)
 
 
 # --- profile --------------------------------------------------------------------------
@@ -1150,15 +480,11 @@ def profilers(monkeypatch: pytest.MonkeyPatch) -> list[cProfile.Profile]:
     return used
 
 
-def table(profiler: cProfile.Profile) -> dict[Any, Any]:
+def table(profile: cProfile.Profile | Path) -> dict[Any, Any]:
     """What pstats makes of it."""
-    stats: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    source: Any = str(profile) if isinstance(profile, Path) else profile
+    stats: dict[Any, Any] = pstats.Stats(source).stats  # type: ignore[attr-defined]
     return stats
-
-
-def write(lines: Lines, path: Path) -> str:
-    path.write_text("".join(f"INFO {message}\n" for message in lines.messages))
-    return str(path)
 
 
 def fill(n: int) -> int:
@@ -1170,39 +496,43 @@ def busy() -> int:
 
 
 def test_the_profile_in_the_log_is_the_one_that_cprofile_would_have_dumped(
-    lines: Lines, profilers: list[cProfile.Profile], tmp_path: Path
+    lines: Lines, profilers: list[cProfile.Profile], read: Read, tmp_path: Path
 ) -> None:
     profile(busy)()
     profilers[0].dump_stats(tmp_path / "dumped")
+    read(*lines.messages, options=("--pstats", str(tmp_path / "out")))
 
-    assert (
-        main([write(lines, tmp_path / "log"), "--pstats", str(tmp_path / "out")]) == 0
-    )
     (written,) = (tmp_path / "out").iterdir()
-    ours, theirs = (
-        pstats.Stats(str(path)).stats  # type: ignore[attr-defined]
-        for path in (written, tmp_path / "dumped")
-    )
-    assert ours == theirs
-    assert len(ours) > 5
-    assert marshal.loads(written.read_bytes()) == theirs
+    assert table(written) == table(tmp_path / "dumped")
+    assert len(table(written)) > 5
+
+
+def test_gprof2dot_draws_the_profile_of_a_log(
+    lines: Lines, read: Read, tmp_path: Path
+) -> None:
+    pytest.importorskip("gprof2dot")
+    profile(busy)()
+    read(*lines.messages, options=("--pstats", str(tmp_path / "out")))
+
+    (written,) = (tmp_path / "out").iterdir()
+    drawn = run("-m", "gprof2dot", "-f", "pstats", written)
+    assert (drawn.returncode, drawn.stderr) == (0, b"")
+    assert b"digraph" in drawn.stdout and b"busy" in drawn.stdout
 
 
 def test_nothing_of_the_decorator_is_in_the_profile_of_a_function(
-    lines: Lines, profilers: list[cProfile.Profile]
+    profilers: list[cProfile.Profile],
 ) -> None:
     profile(busy)()
 
-    files = {file for file, _, _ in table(profilers[0])}
-    assert str(SCRIPT) not in files
+    assert str(SCRIPT) not in {file for file, _, _ in table(profilers[0])}
 
 
 def test_a_large_profile_comes_in_numbered_lines_shorter_than_4_kb(
     lines: Lines,
 ) -> None:
     scope: dict[str, Any] = {}
-    rng = random.Random(5)
-    names = [f"function_{rng.getrandbits(64):x}" for _ in range(1000)]
+    names = [f"f{random.Random(n).getrandbits(64):x}" for n in range(1000)]
     for name in names:
         exec(f"def {name}(): pass", scope)  # noqa: S102
 
@@ -1213,15 +543,15 @@ def test_a_large_profile_comes_in_numbered_lines_shorter_than_4_kb(
 
     work()
 
-    parts = [line for line in lines.of("profile") if "part" in line]
+    parts = lines.of("profile")
     assert len(parts) > 2
     assert [line["part"] for line in parts] == list(range(1, len(parts) + 1))
     assert {line["parts"] for line in parts} == {len(parts)}
-    assert max(map(len, lines.messages)) < 4096
+    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
 
 
-def test_every_limits_how_often_a_profile_is_logged(
-    lines: Lines, profilers: list[cProfile.Profile], clock: Clock
+def test_every_limits_how_often_a_profile_is_made(
+    profilers: list[cProfile.Profile], clock: Clock
 ) -> None:
     profiled = profile(every=60)(clock.tick)
 
@@ -1230,16 +560,19 @@ def test_every_limits_how_often_a_profile_is_logged(
     assert len(profilers) == 2
 
 
-@pytest.mark.parametrize(
-    "options", [{"slower_than": 1}, {"logger": logging.getLogger("test.quiet")}]
-)
-def test_the_profile_of_a_fast_call_or_for_a_disabled_logger_is_not_logged(
-    options: dict[str, Any], lines: Lines
-) -> None:
-    logging.getLogger("test.quiet").setLevel(logging.ERROR)
+def test_the_profile_of_a_fast_call_is_not_logged(lines: Lines, clock: Clock) -> None:
+    profiled = profile(slower_than=0.125)(clock.tick)
+    for seconds in (0.0625, 0.125, 0.0):
+        profiled(seconds)
 
-    assert profile(**options)(fill)(3) == 3
-    assert not lines.messages
+    assert [line["seconds"] for line in lines.of("profile")] == [0.125]
+
+
+def test_while_its_logger_is_disabled_nothing_is_profiled(
+    quiet: logging.Logger, profilers: list[cProfile.Profile]
+) -> None:
+    assert profile(logger=quiet)(fill)(3) == 3
+    assert not profilers
 
 
 def test_calls_inside_of_a_profiled_call_run_without_and_are_counted(
@@ -1252,12 +585,11 @@ def test_calls_inside_of_a_profiled_call_run_without_and_are_counted(
         return inner(1) + inner(2)
 
     assert outer() == 3
-    decorators.flush()
     assert len(profilers) == 1
-    skipped = [line for line in lines.of("profile") if "skipped" in line]
-    assert [(line["name"], line["skipped"], line["calls"]) for line in skipped] == [
-        (f"{__name__}.fill", "another call was being profiled", 2)
-    ]
+    skipped = lines.flushed("profile")[-1]
+    assert skipped["name"] == f"{__name__}.fill"
+    assert skipped["skipped"] == "another call was being profiled"
+    assert skipped["calls"] == 2
 
 
 def test_a_profiler_that_is_at_work_already_is_left_alone(lines: Lines) -> None:
@@ -1270,73 +602,640 @@ def test_a_profiler_that_is_at_work_already_is_left_alone(lines: Lines) -> None:
 
     calls = {name: times[1] for (_, _, name), times in table(theirs).items()}
     assert calls["busy"] == 3
-    decorators.flush()
-    (line,) = lines.of("profile")
+    (line,) = lines.flushed("profile")
     assert (line["skipped"], line["calls"]) == ("another profiler was active", 2)
     profiled()
-    assert [line for line in lines.of("profile") if "part" in line]
+    assert "part" in lines.of("profile")[-1]
 
 
-@pytest.mark.anyio
 async def test_other_tasks_are_not_in_the_profile_of_a_coroutine(
-    lines: Lines, profilers: list[cProfile.Profile]
+    profilers: list[cProfile.Profile],
 ) -> None:
-    def unrelated() -> None:
-        pass
-
-    async def other_task() -> None:
-        unrelated()
-
     @profile
     async def handle() -> int:
-        task = asyncio.create_task(other_task())
+        asyncio.get_running_loop().call_soon(fill, 3)
         await asyncio.sleep(0)
-        await task
-        return fill(5)
+        return busy()
 
-    assert await handle() == 5
-    names = {name for _, _, name in table(profilers[0])}
-    assert {"handle", "fill"} <= names
-    assert not {"unrelated", "other_task"} & names
+    assert await handle() == 60
+    calls = {name: times[1] for (_, _, name), times in table(profilers[0]).items()}
+    assert "handle" in calls
+    assert calls["fill"] == 3  # those of busy()
 
 
-@pytest.mark.anyio
 async def test_concurrent_coroutines_all_finish_and_one_is_profiled(
     lines: Lines, profilers: list[cProfile.Profile]
 ) -> None:
-    @profile
-    async def handle(n: int) -> int:
-        await asyncio.sleep(0)
-        return n
+    profiled = profile(coroutine)
+    results = await asyncio.gather(
+        *[profiled(functools.partial(int, n)) for n in range(5)]
+    )
 
-    assert await asyncio.gather(*map(handle, range(5))) == [0, 1, 2, 3, 4]
+    assert results == [0, 1, 2, 3, 4]
     assert len(profilers) == 1
-    decorators.flush()
-    assert lines.of("profile")[-1]["calls"] == 4
+    assert lines.flushed("profile")[-1]["calls"] == 4
 
 
 def test_a_call_that_raises_is_profiled_and_frees_the_profiler(lines: Lines) -> None:
     for _ in range(2):
         with pytest.raises(Failure):
-            profile(fail_function)(Failure())
+            profile(fail)()
 
     assert len({line["id"] for line in lines.of("profile")}) == 2
+
+
+@needs_fork
+def test_a_child_forked_in_a_profiled_call_can_be_profiled(tmp_path: Path) -> None:
+    program = """
+        @profile
+        def outer():
+            if os.fork():
+                os.wait()
+
+        @profile
+        def inner():
+            pass
+
+        outer()
+        inner()
+    """
+    profiles = [record for record in run_program(program, tmp_path) if "id" in record]
+
+    names = {(record["pid"], record["name"]) for record in profiles}
+    assert len({pid for pid, _ in names}) == 2
+    assert sorted(name for _, name in names) == (
+        ["program.inner"] * 2 + ["program.outer"] * 2
+    )
+
+
+@needs_fork
+def test_a_child_forked_beside_a_profiled_call_can_be_profiled(tmp_path: Path) -> None:
+    program = """
+        @profile
+        def work():
+            started.set()
+            forked.wait()
+
+        @profile
+        def work_of_child():
+            pass
+
+        started, forked = threading.Event(), threading.Event()
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        if os.fork():
+            os.wait()
+            forked.set()
+        else:
+            work_of_child()
+    """
+    names = {record["name"] for record in run_program(program, tmp_path)}
+
+    assert names == {"program.work", "program.work_of_child"}
+
+
+# --- one call, of whatever kind -------------------------------------------------------
+
+
+async def test_a_decorated_call_gives_what_the_bare_call_gives(
+    decorator: Function, kind: Function
+) -> None:
+    bare = await result_of(kind, act=list)
+
+    assert await result_of(decorator(kind), act=list) == bare
+
+
+async def test_an_exception_arrives_as_it_was_raised(
+    decorator: Function, kind: Function
+) -> None:
+    error = Failure()
+
+    def raise_error() -> NoReturn:
+        raise error
+
+    with pytest.raises(Failure) as caught:
+        await result_of(decorator(kind), raise_error)
+    assert caught.value is error
+    assert error.__context__ is error.__cause__ is None
+
+
+def test_a_decorated_function_looks_like_the_bare_one(
+    decorator: Function, kind: Function
+) -> None:
+    decorated = decorator(kind)
+
+    for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
+        assert getattr(decorated, attribute) == getattr(kind, attribute)
+    assert inspect.signature(decorated) == inspect.signature(kind)
+    assert inspect.get_annotations(decorated) == inspect.get_annotations(kind)
+    for is_kind in (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    ):
+        assert is_kind(decorated) == is_kind(kind)
+
+
+def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
+    class Shop:
+        method = decorator(lambda self: self)
+        class_inside: Any = classmethod(decorator(lambda cls: cls))
+        class_outside = decorator(classmethod(lambda cls: cls))
+        static_inside = staticmethod(decorator(lambda value: value))
+        static_outside = decorator(staticmethod(lambda value: value))
+
+    class Branch(Shop):
+        pass
+
+    branch = Branch()
+    assert branch.method() is branch
+    assert branch.class_inside() is Branch.class_inside() is Branch
+    assert branch.class_outside() is Branch.class_outside() is Branch
+    assert branch.static_inside(7) == Branch.static_inside(7) == 7
+    assert branch.static_outside(7) == Branch.static_outside(7) == 7
+
+
+def test_callables_without_a_name_or_code_are_decorated_too(
+    decorator: Function,
+) -> None:
+    class Negate:
+        def __call__(self, value: int) -> int:
+            return -value
+
+    assert decorator(len)([1, 2]) == 2
+    assert decorator(str.upper)("a") == "A"
+    assert decorator(functools.partial(pow, 2))(5) == 32
+    assert list(decorator(functools.partial(generator, str))()) == [1, ""]
+    assert decorator(Negate())(5) == -5
+
+
+@pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
+def test_what_is_not_a_function_is_refused_at_once(
+    decorator: Function, target: Any
+) -> None:
+    with pytest.raises(TypeError, match="decorate functions and methods"):
+        decorator(target)
+
+
+def recording() -> Generator[Any, Any, Any]:
+    """Records what is sent and thrown."""
+    try:
+        EVENTS.append((yield "first"))
+        EVENTS.append((yield "second"))
+    except Failure:
+        EVENTS.append((yield "after a failure"))
+        raise KeyError(1) from None
+    finally:
+        EVENTS.append("finally")
+    return "result"
+
+
+async def awaiting() -> Any:
+    return await types.coroutine(recording)()
+
+
+async def async_recording() -> AsyncGenerator[Any, Any]:
+    try:
+        EVENTS.append((yield "first"))
+        await asyncio.sleep(0)
+        EVENTS.append((yield "second"))
+    except Failure:
+        EVENTS.append((yield "after a failure"))
+        raise KeyError(1) from None
+    finally:
+        await asyncio.sleep(0)
+        EVENTS.append("finally")
+
+
+EVENTS: list[Any] = []
+CLOSE: tuple[str] = ("close",)
+
+
+async def run_steps(steps_of: Any, steps: list[tuple[Any, ...]]) -> list[Any]:
+    """The result of each step, exceptions and their contexts included."""
+    EVENTS.clear()
+    results: list[Any] = []
+    for verb, *arguments in steps:
+        try:
+            if inspect.isasyncgen(steps_of):
+                results.append(await getattr(steps_of, f"a{verb}")(*arguments))
+            else:
+                results.append(getattr(steps_of, verb)(*arguments))
+        except BaseException as error:  # noqa: BLE001
+            context = type(error.__context__)
+            results.append((type(error), str(error), context))
+    return [*results, *EVENTS]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("send", None), ("send", 1), ("send", 2), ("send", 3)],
+        [("send", None), ("throw", Failure()), ("send", 1)],
+        [("send", None), ("throw", Failure()), CLOSE, ("send", None)],
+        [("send", None), ("throw", asyncio.CancelledError()), ("send", None)],
+        [("send", None), ("throw", GeneratorExit()), ("send", None)],
+        [("send", None), CLOSE, ("send", None)],
+        [CLOSE, ("send", None)],
+        [("throw", Failure())],
+        [("send", 1), CLOSE],
+    ],
+)
+@pytest.mark.parametrize("func", [recording, awaiting, async_recording])
+async def test_send_throw_and_close_have_the_same_effect_as_on_the_bare_function(
+    decorator: Function, steps: list[Any], func: Function
+) -> None:
+    bare = await run_steps(func(), steps)
+
+    assert await run_steps(decorator(func)(), steps) == bare
+
+
+async def test_a_coroutine_made_by_types_coroutine_can_still_be_awaited(
+    decorator: Function,
+) -> None:
+    @decorator
+    @types.coroutine
+    def old_style() -> Generator[None, None, int]:
+        yield
+        return 7
+
+    assert await old_style() == 7
+
+
+class Thing(Exception):
+    """Something whose lifetime is watched."""
+
+    alive: ClassVar["weakref.WeakSet[Thing]"] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.alive.add(self)
+
+
+def things() -> Iterator[Thing]:
+    while True:
+        yield Thing()
+
+
+async def async_things() -> AsyncGenerator[Thing, None]:
+    while True:
+        yield Thing()
+
+
+async def an_argument(decorator: Function) -> None:
+    for kind in KINDS:
+        await result_of(decorator(kind), functools.partial(id, Thing()))
+
+
+async def what_a_generator_yields_and_catches(decorator: Function) -> None:
+    steps = decorator(things)()
+    next(steps)
+    assert not Thing.alive
+    with contextlib.suppress(Thing):
+        steps.throw(Thing())
+
+
+async def what_an_async_generator_yields_and_catches(decorator: Function) -> None:
+    steps = decorator(async_things)()
+    await anext(steps)
+    assert not Thing.alive
+    with contextlib.suppress(Thing):
+        await steps.athrow(Thing())
+
+
+async def the_exception_of_a_future(decorator: Function) -> None:
+    @decorator
+    async def wait(futures: list[asyncio.Future[None]]) -> None:
+        await futures.pop()
+
+    futures = [asyncio.get_running_loop().create_future()]
+    futures[0].set_exception(Thing())
+    with contextlib.suppress(Thing):
+        await wait(futures)
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """Whatever is in a reference cycle stays alive."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        an_argument,
+        what_a_generator_yields_and_catches,
+        what_an_async_generator_yields_and_catches,
+        the_exception_of_a_future,
+    ],
+)
+async def test_nothing_is_kept_alive_after_its_last_use(
+    decorator: Function, use: Function, no_gc: None
+) -> None:
+    await use(decorator)
+
+    assert not Thing.alive
+
+
+async def dropping_coroutine(thing: Thing) -> int:
+    del thing
+    return len(Thing.alive)
+
+
+def dropping_generator(thing: Thing) -> Iterator[int]:
+    del thing
+    yield len(Thing.alive)
+
+
+async def dropping_async_generator(thing: Thing) -> AsyncIterator[int]:
+    del thing
+    yield len(Thing.alive)
+
+
+@pytest.mark.parametrize(
+    "func", [dropping_coroutine, dropping_generator, dropping_async_generator]
+)
+async def test_a_suspendable_function_can_release_its_arguments(
+    decorator: Function, func: Function
+) -> None:
+    alive = [n async for n in items_of(decorator(func)(Thing()))]
+
+    assert alive == [0]
+
+
+def test_an_argument_is_neither_compared_nor_printed(decorator: Function) -> None:
+    argument = Argument()
+
+    assert decorator(id)(argument) == id(argument)
+
+
+def test_the_methods_of_an_lru_cache_below_stay(decorator: Function) -> None:
+    decorated = decorator(functools.lru_cache(abs))
+
+    decorated(-1)
+    assert decorated.cache_info().currsize == 1
+    decorated.cache_clear()
+    assert decorated.cache_info().currsize == 0
+
+
+def test_recursion_and_threads_do_not_disturb_each_other(decorator: Function) -> None:
+    @decorator
+    def fibonacci(n: int) -> int:
+        return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+    results: list[int] = []
+    run_in_threads(lambda: results.append(fibonacci(10)))
+
+    assert results == [55] * 4
+
+
+def sampling(**options: Any) -> Function:
+    return lambda _: start_sampling(**options)
+
+
+@pytest.mark.parametrize(
+    ("decorator", "options"),
+    [
+        (timeit, {"slower_than": -1}),
+        (timeit, {"slower_than": float("nan")}),
+        (timeit, {"slower_than": 1, "every": 60}),
+        (timeit, {"every": 0}),
+        (timeit, {"every": float("nan")}),
+        (timeit, {"level": "LOUD"}),
+        (cache_profile, {"every": -1}),
+        (profile, {"slower_than": -1}),
+        (profile, {"every": -1}),
+        (sampling, {"interval": 0}),
+        (sampling, {"every": -1}),
+    ],
+)
+def test_invalid_options_raise_at_once(
+    decorator: Function, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="=|LOUD"):
+        decorator(**options)(function)
+
+
+def test_decorators_are_switched_off_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decorators, "OFF", True)
+
+    assert timeit(function) is function
+    assert profile(slower_than=1)(function) is function
+    start_sampling()
+    assert "sampling" not in [thread.name for thread in threading.enumerate()]
+
+
+# --- counts that are logged once an interval ------------------------------------------
+
+
+def test_a_line_is_logged_once_an_interval(lines: Lines, clock: Clock) -> None:
+    timed = timeit(every=60)(clock.tick)
+    for _ in range(130):
+        timed(1.0)
+
+    assert [line["calls"] for line in lines.of("timeit")] == [60, 60]
+    assert [line["calls"] for line in lines.flushed("timeit")] == [60, 60, 10]
+
+
+def test_the_lines_of_two_intervals_add_up(lines: Lines, clock: Clock) -> None:
+    profiled = cache_profile(every=10)(clock.tick)
+    for seconds in (6.0, 6.0, 6.0, 6.0, 1.0):
+        profiled(seconds)
+
+    written = lines.flushed("cache_profile")
+    assert [line["calls"] for line in written] == [2, 2, 1]
+    assert [line["distinct"] for line in written] == [1, 0, 1]
+    assert [line["hits"] for line in written] == [1, 2, 0]
+
+
+def test_a_line_that_is_due_flushes_all_others_that_are_due(
+    lines: Lines, clock: Clock
+) -> None:
+    rare, later = timeit(every=60)(abs), timeit(every=61)(abs)
+    frequent = timeit(every=60)(clock.tick)
+    rare(-1)
+    later(-1)
+    for _ in range(60):
+        frequent(1.0)
+
+    assert [line["calls"] for line in lines.of("timeit")] == [1, 60]
+
+
+def test_what_is_left_is_logged_when_the_function_is_dropped(lines: Lines) -> None:
+    timeit(every=60)(lambda: None)()
+
+    assert [line["calls"] for line in lines.of("timeit")] == [1]
+
+
+async def test_every_counts_calls_and_errors_of_all_kinds(
+    kind: Function, lines: Lines
+) -> None:
+    timed = timeit(every=60)(kind)
+    for act in (int, fail, str, fail, list):
+        with contextlib.suppress(Failure):
+            await result_of(timed, act)
+
+    (line,) = lines.flushed("timeit")
+    assert (line["calls"], line["errors"]) == (5, 2)
+
+
+def test_a_dropped_function_leaves_nothing_behind() -> None:
+    class Local(logging.Logger):
+        pass
+
+    logger = Local("local")
+    timeit(every=60, logger=logger)(function)()
+    gone = weakref.ref(logger)
+    del logger
+
+    assert gone() is None
+
+
+def test_no_call_of_many_threads_is_lost(lines: Lines) -> None:
+    timed = timeit(every=3600)(function)
+
+    def calls() -> None:
+        for n in range(10_000):
+            timed()
+
+    run_in_threads(calls)
+
+    (line,) = lines.flushed("timeit")
+    assert line["calls"] == 40_000
+
+
+@pytest.mark.parametrize("decorator", [timeit(every=3600), cache_profile(every=3600)])
+def test_counting_takes_constant_memory(decorator: Function) -> None:
+    decorated = decorator(function)
+    tracemalloc.start()
+    for _ in range(10_000):
+        decorated()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 300_000
+
+
+def test_counting_that_is_interrupted_by_a_call_does_not_wait_for_itself(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a signal handler or a destructor may, which can come anywhere.
+    class Interrupted(decorators.Times):
+        def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
+            while interruptions:
+                interruptions.pop()()
+            super().add(ns, calls, errors)
+
+    monkeypatch.setattr(decorators, "Times", Interrupted)
+    timed = timeit(every=3600)(function)
+    interruptions = [decorators.flush, timed]
+    timed()
+    thread = threading.Thread(target=decorators.flush, daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert [line["calls"] for line in lines.flushed("timeit")] == [1, 1]
+
+
+@needs_fork
+@pytest.mark.parametrize("how", ["os.fork", "fork", "forkserver", "spawn"])
+def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) -> None:
+    program = """
+        @timeit(every=3600)
+        @cache_profile
+        def work(n):
+            yield n
+
+        def calls(count):
+            for n in range(count):
+                list(work(n))
+
+        if __name__ == "__main__":
+            calls(2000)  # enough to be counted before the fork
+            how = sys.argv[1]
+            if how == "os.fork":
+                if os.fork() == 0:
+                    calls(1)
+                    sys.exit()
+                os.wait()
+            else:
+                child = multiprocessing.get_context(how).Process(target=calls, args=[1])
+                child.start()
+                child.join()
+            calls(3)
+    """
+    found = run_program(program, tmp_path, how)
+
+    assert sorted(record["calls"] for record in found) == [1, 1, 2003, 2003]
+    assert len({(record["pid"], record["calls"]) for record in found}) == 2
+    for record in found:
+        assert record.get("inside", 0) <= record["total"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.uniform(0.001, 0.002),
+        lambda rng: rng.lognormvariate(-9, 2),
+        lambda rng: rng.gauss(0.001, 0.0001) + (rng.random() < 0.1),
+        lambda rng: 0.25,
+    ],
+    ids=["uniform", "lognormal", "two-peaks", "one-value"],
+)
+@pytest.mark.parametrize("calls", [1, 2, 10, 1000])
+def test_a_quantile_is_no_more_than_a_twentieth_off(
+    draw: Callable[[random.Random], float], calls: int, lines: Lines, clock: Clock
+) -> None:
+    rng = random.Random(calls)
+    sample = sorted(round(draw(rng), 9) for _ in range(calls))
+    timed = timeit(every=1e6)(clock.tick)
+    for seconds in sample:
+        timed(seconds)
+
+    (line,) = lines.flushed("timeit")
+    for percent in (50, 95, 99):
+        true = sample[max(-int(-percent * calls // 100), 1) - 1]
+        assert line[f"p{percent}"] == pytest.approx(true, rel=0.05)
+    assert line["calls"] == calls
+    assert line["total"] == pytest.approx(sum(sample))
+    assert line["max"] == pytest.approx(sample[-1])
+
+
+def test_a_histogram_of_very_many_buckets_still_fits_into_a_line(
+    lines: Lines, clock: Clock
+) -> None:
+    timed = timeit(every=1e15)(clock.tick)
+    durations = [1e-7 * 1.02**n for n in range(1200) for _ in range(10)]
+    for seconds in durations:
+        timed(seconds)
+
+    assert lines.flushed("timeit")[-1]["calls"] == len(durations)
+    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
 
 
 # --- sampling -------------------------------------------------------------------------
 
 
 SAMPLED = """
-    import asyncio, logging, os, sys, threading, time
-    from decorators import start_sampling, timeit
+    reports = []
 
-    def spin(seconds):
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
+    def spin():
+        enough = len(reports) + 2
+        while len(reports) < enough:
             pass
 
+    class Reports(logging.Handler):
+        def handle(self, record):
+            if '"samples"' in record.getMessage():
+                reports.append(record)
+
     def recurse(depth):
-        return recurse(depth - 1) if depth else spin(0.3)
+        return recurse(depth - 1) if depth else spin()
 
     def sleep():
         time.sleep(60)
@@ -1345,28 +1244,28 @@ SAMPLED = """
         threading.Event().wait()
 
     async def inner():
-        spin(0.3)
+        spin()
 
     async def outer():
         await inner()
 
-    @timeit(every=0.2)
+    @timeit(every=0.05)
     def rare():
         pass
 
     if __name__ == "__main__":
-        logging.basicConfig(filename="log", level=logging.INFO, format="%(message)s")
-        start_sampling(every=0.3)
+        logging.getLogger().addHandler(Reports())
+        start_sampling(every=0.1)
         start_sampling()
         threading.Thread(target=sleep, daemon=True).start()
         threading.Thread(target=wait, daemon=True).start()
         rare()
-        spin(0.6)
+        spin()
         recurse(500)
         asyncio.run(outer())
         if hasattr(os, "fork"):
             if os.fork() == 0:
-                spin(0.3)
+                spin()
                 sys.exit()
             os.wait()
         os._exit(0)
@@ -1381,29 +1280,31 @@ def sampled_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sampled(
-    sampled_log: Path, capsys: pytest.CaptureFixture[str]
-) -> dict[str, list[dict[str, Any]]]:
-    assert main([str(sampled_log), "--json"]) == 0
-    found: dict[str, list[dict[str, Any]]] = json.loads(capsys.readouterr().out)
-    return found
+def sampled(sampled_log: Path, read: Read) -> Tables:
+    return read(log=sampled_log.read_bytes())[1]
 
 
-def test_samples_show_what_computes(sampled: dict[str, Any]) -> None:
+@pytest.fixture
+def sampled_stacks(sampled_log: Path) -> list[list[str]]:
+    """The names of the functions of each stack, the outermost first."""
+    return [
+        [record["frames"][n].split(" ")[0] for n in stack]
+        for record in records(sampled_log)
+        for _, _, *stack in record.get("stacks", [])
+    ]
+
+
+def test_samples_show_what_computes(sampled: Tables) -> None:
     rows = {row["frame"]: row for row in sampled["sampled_functions"]}
 
-    assert max(rows.values(), key=lambda row: row["own_share"])["frame"] == (
-        "spin (program.py)"
-    )
+    assert next(iter(rows)) == "spin (program.py)"
     assert rows["spin (program.py)"]["total_share"] > 0.3
     assert rows["<module> (program.py)"]["own_share"] < 0.1
     lines = {row["frame"] for row in sampled["sampled_lines"]}
-    assert {"spin (program.py:7)", "spin (program.py:8)"} & lines
+    assert {"spin (program.py:9)", "spin (program.py:10)"} & lines
 
 
-def test_samples_tell_threads_that_wait_from_those_that_run(
-    sampled: dict[str, Any],
-) -> None:
+def test_samples_tell_threads_that_wait_from_those_that_run(sampled: Tables) -> None:
     rows = {row["frame"]: row for row in sampled["sampled_functions"]}
 
     names = ["wait (program.py)"]
@@ -1413,35 +1314,30 @@ def test_samples_tell_threads_that_wait_from_those_that_run(
         assert rows[name]["waiting_share"] > 10 * rows[name]["total_share"]
 
 
-def test_samples_show_the_coroutines_of_the_running_task(sampled_log: Path) -> None:
-    chains = [
-        [record["frames"][n].split(" ")[0] for n in stack]
-        for record in records(sampled_log)
-        for _, _, *stack in record.get("stacks", [])
-    ]
-    assert [chain for chain in chains if chain[-3:] == ["outer", "inner", "spin"]]
+def test_samples_show_the_coroutines_of_the_running_task(
+    sampled_stacks: list[list[str]],
+) -> None:
+    assert ["outer", "inner", "spin"] in [stack[-3:] for stack in sampled_stacks]
 
 
-def test_every_line_of_samples_is_shorter_than_4_kb(sampled_log: Path) -> None:
+def test_every_line_of_samples_is_shorter_than_4_kb(
+    sampled_log: Path, sampled_stacks: list[list[str]]
+) -> None:
     lines = sampled_log.read_text().splitlines()
-    deepest = max(
-        len(stack)
-        for record in records(sampled_log)
-        for stack in record.get("stacks", [])
-    )
 
     assert max(map(len, lines)) <= decorators.MAX_LINE
-    assert 20 < deepest <= decorators.MAX_DEPTH + 2
+    assert 20 < max(map(len, sampled_stacks)) <= decorators.MAX_DEPTH
 
 
-def test_samples_say_what_they_cost(sampled: dict[str, Any]) -> None:
+def test_samples_say_what_they_cost(sampled: Tables) -> None:
     (row,) = sampled["sampling"]
 
-    assert 20 < row["samples"] <= row["seconds"] * 100 + 1
+    assert row["samples"] > 20
+    assert row["seconds"] == pytest.approx(row["samples"] / 100)
     assert 0 < row["cpu"] < row["seconds"] / 2
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_fork
 def test_a_forked_child_samples_itself(sampled_log: Path) -> None:
     pids = {record["pid"] for record in records(sampled_log) if "stacks" in record}
 
@@ -1449,232 +1345,258 @@ def test_a_forked_child_samples_itself(sampled_log: Path) -> None:
 
 
 def test_sampling_logs_counts_of_functions_that_are_not_called_again(
-    sampled: dict[str, Any],
+    sampled: Tables,
 ) -> None:
     # The process was killed, without a line at exit.
     assert [row["name"] for row in sampled["functions"]] == ["program.rare"]
 
 
-STACKS = [
-    (30, False, "main (a.py:1); work (a.py:5)"),
-    (20, False, "main (a.py:1); work (a.py:6)"),
-    (10, False, "main (a.py:1); work (a.py:5); work (a.py:5)"),
-    (90, True, "main (a.py:1); idle (b.py:3)"),
-]
-
-
-@pytest.mark.parametrize(
-    ("sort", "functions", "lines"),
-    [
-        (
-            "own",
-            [("work", 0.6, 0.6, 0), ("main", 0, 0.6, 0.9), ("idle", 0, 0, 0.9)],
-            ["work (a.py:5)", "work (a.py:6)", "main (a.py:1)", "idle (b.py:3)"],
-        ),
-        (
-            "waiting",
-            [("main", 0, 0.6, 0.9), ("idle", 0, 0, 0.9), ("work", 0.6, 0.6, 0)],
-            ["main (a.py:1)", "idle (b.py:3)", "work (a.py:5)", "work (a.py:6)"],
-        ),
-    ],
-)
-def test_samples_are_added_up_by_function_and_line(
-    sort: str, functions: list[Any], lines: list[str], read: "Read"
+def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
+    tmp_path: Path,
 ) -> None:
-    _, found, _ = read(*sampling_lines(*STACKS), options=("--sort", sort))
+    program = """
+        class SlowHandler(logging.FileHandler):
+            def emit(self, record):
+                at_work.set()
+                time.sleep(0.1)
+                super().emit(record)
 
-    rows = [
-        (
-            row["frame"].split()[0],
-            row["own_share"],
-            row["total_share"],
-            row["waiting_share"],
-        )
-        for row in found["sampled_functions"]
-    ]
-    assert rows == functions
-    assert [row["frame"] for row in found["sampled_lines"]] == lines
+        at_work = threading.Event()
+        logging.basicConfig(handlers=[SlowHandler("log")], level="INFO", force=True)
+        start_sampling(every=0.05)
+        at_work.wait()
+    """
+    found = run_program(program, tmp_path)
 
-
-def test_stacks_are_written_for_flame_graphs(read: "Read", tmp_path: Path) -> None:
-    out = tmp_path / "collapsed"
-
-    read(*sampling_lines(*STACKS) * 2, options=("--collapsed", str(out)))
-    assert sorted(out.read_text().splitlines()) == [
-        "(waiting);main (a.py:1);idle (b.py:3) 180",
-        "main (a.py:1);work (a.py:5) 60",
-        "main (a.py:1);work (a.py:5);work (a.py:5) 20",
-        "main (a.py:1);work (a.py:6) 40",
-    ]
+    assert [record for record in found if "stacks" in record]
 
 
-def test_the_tables_of_samples_are_for_people(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# --- how lines are written ------------------------------------------------------------
+
+
+def test_every_line_says_which_function_where_and_which_process(
+    decorator: Function, lines: Lines
 ) -> None:
-    log = tmp_path / "app.log"
-    log.write_text("\n".join(sampling_lines(*STACKS)))
+    decorator(function)()
+    decorators.flush()
 
-    assert main([str(log), "--top", "2"]) == 0
-    assert (
-        capsys.readouterr().out
-        == """\
-100 samples in 1 s, 1 missed, 2 rare stacks left out; they took 1.00% of a processor
-
-== sampled functions
-  own  total  waiting  frame
-60.0%  60.0%     0.0%  work (a.py)
- 0.0%  60.0%    90.0%  main (a.py)
-
-== sampled lines
-  own  total  waiting  frame
-40.0%  40.0%     0.0%  work (a.py:5)
-20.0%  20.0%     0.0%  work (a.py:6)
-"""
-    )
-
-
-# --- reading --------------------------------------------------------------------------
-
-
-def timed_line(name: Any = "shop.pay", seconds: Any = 0.25, **more: Any) -> str:
-    record = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1}
-    record.update(seconds=seconds, cpu=0.1, raised=None)
-    return f"timeit {json.dumps({**record, **more})}"
-
-
-def cache_line(name: str = "shop.rate", **more: Any) -> str:
-    record: dict[str, Any] = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1}
-    record.update(maxsize=16, calls=10, unhashable=1, distinct=4, hits=4)
-    record.update(hits_unbounded=5, total=2.0, saved=1.5)
-    return f"cache_profile {json.dumps({**record, **more})}"
-
-
-def profile_lines(
-    name: str = "shop.handle",
-    profile_id: str = "0123456789ab",
-    packed: bytes | None = None,
-    parts: int = 3,
-) -> list[str]:
-    if packed is None:
-        packed = unpacked(["/srv/shop.py", 1, "handle", 1, 1, 0.5, 0.5, []])
-    data = base64.b64encode(packed).decode()
-    size = -(-len(data) // parts)
-    head = {"name": name, "file": "/srv/shop.py", "line": 3, "pid": 1}
-    head |= {"id": profile_id, "seconds": 0.75, "parts": parts}
-    pieces = [data[n * size : (n + 1) * size] for n in range(parts)]
-    return [
-        f"profile {json.dumps({**head, 'part': n, 'data': piece})}"
-        for n, piece in enumerate(pieces, start=1)
+    _, _, text = lines.messages[-1].partition(" ")
+    assert list(json.loads(text).items())[:4] == [
+        ("name", f"{__name__}.function"),
+        ("file", __file__),
+        ("line", inspect.getsourcelines(function)[1]),
+        ("pid", os.getpid()),
     ]
 
 
-def unpacked(*rows: Any) -> bytes:
+def test_no_line_holds_an_argument(decorator: Function, lines: Lines) -> None:
+    def refuse(text: str) -> None:
+        raise ValueError(text)
+
+    with pytest.raises(ValueError, match="a secret"):
+        decorator(refuse)("a secret")
+    decorators.flush()
+
+    assert lines.messages
+    assert "secret" not in "".join(lines.messages)
+
+
+def test_lines_go_to_the_logger_and_level_they_are_given(lines: Lines) -> None:
+    other, handler = logging.getLogger("test.other"), Lines()
+    other.addHandler(handler)
+    other.setLevel(logging.DEBUG)
+
+    timeit(logger=other, level="DEBUG")(function)()
+
+    assert len(handler.of("timeit")) == 1
+    assert not lines.messages
+
+
+def named(name: str, file: str = "odd.py") -> Function:
+    """A function of that name in that file."""
+    scope: dict[str, Any] = {"__name__": "odd"}
+    exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
+    scope["function"].__qualname__ = name
+    result: Function = scope["function"]
+    return result
+
+
+@pytest.mark.parametrize("name", ["a" * 9000, "é" * 9000, "\U0001f600" * 9000])
+def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
+    decorator: Function, name: str, lines: Lines
+) -> None:
+    decorator(named(name, name))()
+    decorators.flush()
+
+    assert lines.messages
+    for message in lines.messages:
+        assert len(message) <= decorators.MAX_LINE and message.isascii()
+
+
+@pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
+def test_odd_names_survive_the_way_through_the_log(
+    name: str, lines: Lines, read: Read
+) -> None:
+    timeit(named(name))()
+
+    _, found, _ = read(*lines.messages)
+    assert [row["name"] for row in found["functions"]] == [f"odd.{name}"]
+
+
+def test_a_raising_filter_does_not_break_a_call(decorator: Function) -> None:
+    def raising(record: logging.LogRecord) -> NoReturn:
+        raise Failure
+
+    handler = Lines()
+    handler.addFilter(raising)
+    with logging_to(handler):
+        assert decorator(function)() == 0
+        decorators.flush()
+
+
+def test_a_handler_may_be_decorated_itself(decorator: Function) -> None:
+    class Decorated(Lines):
+        emit = decorator(Lines.emit)
+
+    handler = Decorated()
+    with logging_to(handler):
+        assert timeit(function)() == 0
+    # Beside it there may be lines of functions of earlier tests.
+    names = [line["name"] for line in handler.of("timeit")]
+    assert names.count(f"{__name__}.function") == 1
+
+
+def test_counts_that_are_due_while_a_line_is_logged_are_not_lost() -> None:
+    class Decorated(Lines):
+        emit = timeit(every=1e-9)(Lines.emit)
+
+    handler = Decorated()
+    with logging_to(handler):
+        for _ in range(5):
+            timeit(function)()
+        decorators.flush()
+    counts = [line["calls"] for line in handler.of("timeit") if "calls" in line]
+    assert sum(counts) >= 5
+
+
+# --- the reader -----------------------------------------------------------------------
+
+
+def log_line(kind: str, **fields: Any) -> str:
+    head = {"name": "shop.pay", "file": "/srv/shop.py", "line": 3, "pid": 1}
+    return f"{kind} {json.dumps(head | fields)}"
+
+
+def timed_line(**fields: Any) -> str:
+    return log_line("timeit", **{"seconds": 0.25, "cpu": 0.1, "raised": None} | fields)
+
+
+def interval_line(**fields: Any) -> str:
+    times = {"calls": 1, "errors": 0, "total": 1.0, "max": 1.0, "histogram": [200, 1]}
+    return log_line("timeit", **times | fields)
+
+
+def cache_line(**fields: Any) -> str:
+    counts = {"maxsize": 16, "calls": 10, "unhashable": 1, "distinct": 4, "hits": 4}
+    times = {"hits_unbounded": 5, "total": 2.0, "saved": 1.5}
+    return log_line("cache_profile", **{"name": "shop.rate"} | counts | times | fields)
+
+
+def skipped_line(reason: str, calls: int) -> str:
+    return log_line("profile", skipped=reason, calls=calls)
+
+
+def packed(*rows: Any) -> bytes:
     return zlib.compress(json.dumps(rows).encode())
 
 
-def sampling_lines(*stacks: tuple[int, bool, str], samples: int = 100) -> list[str]:
-    """Stacks as (number, waiting, frames with a space between them)."""
-    head = {"name": "shop.main", "file": "/srv/shop.py", "line": 3, "pid": 1}
+HANDLE = ["/srv/shop.py", 1, "handle", 1, 1, 0.5, 0.5, []]
+
+
+def profile_lines(data: bytes = packed(HANDLE), **fields: Any) -> list[str]:
+    """A profile in three lines."""
+    text = base64.b64encode(data).decode()
+    size = -(-len(text) // 3)
+    head = {"name": "shop.handle", "id": "0123456789ab", "seconds": 0.75, "parts": 3}
+    return [
+        log_line("profile", **head | {"part": n + 1, "data": part} | fields)
+        for n in range(3)
+        for part in [text[n * size : (n + 1) * size]]
+    ]
+
+
+def sampling_lines(*stacks: tuple[int, bool, str]) -> list[str]:
+    """Stacks as (number, waiting, frames with "; " between them)."""
     frames = sorted({frame for _, _, stack in stacks for frame in stack.split("; ")})
     rows = [
         [n, int(waiting), *map(frames.index, stack.split("; "))]
         for n, waiting, stack in stacks
     ]
-    costs = {"missed": 1, "cpu": 0.01, "rest": 2}
-    records = [
-        {**head, "samples": samples, "seconds": samples / 100, **costs},
-        {**head, "frames": frames, "stacks": rows},
+    costs = {"samples": 100, "missed": 1, "rest": 2, "seconds": 1.0, "cpu": 0.01}
+    return [
+        log_line("sampling", **costs),
+        log_line("sampling", frames=frames, stacks=rows),
     ]
-    return [f"sampling {json.dumps(record)}" for record in records]
-
-
-Read = Callable[..., tuple[int, dict[str, list[dict[str, Any]]], str]]
-
-
-@pytest.fixture
-def read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Read:
-    """Write lines to a log and read it: exit status, JSON, standard error."""
-
-    def read(
-        *lines: str, log: bytes = b"", options: tuple[str, ...] = ()
-    ) -> tuple[int, dict[str, list[dict[str, Any]]], str]:
-        path = tmp_path / "app.log"
-        path.write_bytes(log or "\n".join([*lines, ""]).encode())
-        status = main([str(path), "--json", *options])
-        out, err = capsys.readouterr()
-        return status, json.loads(out), err
-
-    return read
 
 
 def test_the_json_has_the_keys_it_promises(read: Read) -> None:
     status, found, _ = read(
         timed_line(),
         cache_line(),
+        skipped_line("another profiler was active", 1),
         *profile_lines(),
         *sampling_lines((1, False, "f (a.py:1)")),
     )
 
     assert status == 0
-    place = ["name", "file", "line"]
-    times = ["total", "mean", "p50", "p95", "p99", "max", "cpu_share", "inside_share"]
-    hits = ["hits", "hits_unbounded", "hits_share", "hits_unbounded_share"]
-    shares = ["own_share", "total_share", "waiting_share", "frame"]
-    assert {key: sorted(rows[0]) for key, rows in found.items() if rows} == {
-        "sampling": sorted(["samples", "seconds", "missed", "cpu", "rest"]),
-        "sampled_functions": sorted(shares),
-        "sampled_lines": sorted(shares),
-        "functions": sorted([*place, "calls", "errors", *times, "partly"]),
-        "caches": sorted(
-            [*place, "maxsize", "calls", "distinct", "unhashable", *hits]
-            + ["total", "saved"]
-        ),
-        "profiles": sorted([*place, "id", "seconds", "complete", "slowest"]),
+    place = {"name", "file", "line"}
+    times = {"total", "mean", "p50", "p95", "p99", "max", "cpu_share", "inside_share"}
+    hits = {"hits", "hits_unbounded", "hits_share", "hits_unbounded_share"}
+    shares = {"own_share", "total_share", "waiting_share", "frame"}
+    assert {key: set(row) for key, (row,) in found.items()} == {
+        "sampling": {"samples", "seconds", "missed", "cpu", "rest"},
+        "sampled_functions": shares,
+        "sampled_lines": shares,
+        "functions": place | {"calls", "errors", "partly"} | times,
+        "caches": place
+        | {"maxsize", "calls", "distinct", "unhashable", "total", "saved"}
+        | hits,
+        "profiles": place | {"id", "seconds", "complete", "slowest"},
+        "skipped": place | {"reason", "calls"},
     }
 
 
-def test_calls_of_a_function_are_added_up(read: Read) -> None:
+def test_calls_are_added_up_by_function_and_place(read: Read) -> None:
     _, found, _ = read(
         timed_line(seconds=0.25, cpu=0.25),
         timed_line(seconds=0.75, cpu=0.25, raised="ValueError"),
-        timed_line("shop.clocks_differ", seconds=0.25, cpu=0.26),
+        timed_line(line=7, seconds=0.25, cpu=0.26),
     )
 
     row, other = found["functions"]
-    assert other["cpu_share"] == 1.0
-    assert (row["name"], row["calls"], row["errors"]) == ("shop.pay", 2, 1)
+    assert (row["line"], row["calls"], row["errors"]) == (3, 2, 1)
     assert (row["total"], row["mean"], row["max"]) == (1.0, 0.5, 0.75)
     assert row["cpu_share"] == 0.5
     assert row["p50"] == pytest.approx(0.25, rel=0.05)
     assert row["p95"] == pytest.approx(0.75, rel=0.05)
-
-
-def test_functions_of_one_name_in_different_places_are_kept_apart(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], read: Read
-) -> None:
-    lines = [timed_line("shop._", line=3), timed_line("shop._", line=7)]
-
-    assert [row["line"] for row in read(*lines)[1]["functions"]] == [3, 7]
-    main([str(tmp_path / "app.log")])
-    out = capsys.readouterr().out
-    assert "shop._ (shop.py:3)" in out and "shop._ (shop.py:7)" in out
+    # The clocks differ.
+    assert (other["line"], other["cpu_share"]) == (7, 1.0)
 
 
 def test_lines_of_intervals_and_of_calls_are_added_up_alike(
     lines: Lines, clock: Clock, read: Read
 ) -> None:
-    rng = random.Random(8)
-    durations = [rng.lognormvariate(-3, 1) for _ in range(3000)]
-    together, each = timeit(every=20)(clock.tick), timeit(clock.tick)
+    durations = [random.Random(n).lognormvariate(-3, 1) for n in range(500)]
+    together, each = timeit(every=5)(clock.tick), timeit(clock.tick)
     for seconds in durations:
         together(seconds)
     decorators.flush()
-    by_interval = list(lines.messages)
+    by_interval = lines.messages.copy()
     lines.messages.clear()
     for seconds in durations:
         each(seconds)
 
-    assert 3 < len(by_interval) < 100
+    assert 3 < len(by_interval) < 50
     (one,), (other,) = (
         read(*messages)[1]["functions"] for messages in (by_interval, lines.messages)
     )
@@ -1686,7 +1608,7 @@ def test_lines_of_intervals_and_of_calls_are_added_up_alike(
 
 def test_cache_lines_are_added_up_by_function_and_size(read: Read) -> None:
     _, found, _ = read(
-        cache_line(), cache_line(), cache_line(maxsize=None), cache_line("b")
+        cache_line(), cache_line(), cache_line(maxsize=None), cache_line(name="b")
     )
 
     rows = {(row["name"], row["maxsize"]): row for row in found["caches"]}
@@ -1696,34 +1618,62 @@ def test_cache_lines_are_added_up_by_function_and_size(read: Read) -> None:
     assert (row["hits_share"], row["hits_unbounded_share"]) == (0.4, 0.5)
 
 
-def in_json(line: str) -> str:
-    return json.dumps({"log": line + "\n", "stream": "stdout"})
+def test_calls_that_were_not_profiled_are_something_found(read: Read) -> None:
+    status, found, err = read(skipped_line("why", 2), skipped_line("why", 3))
+
+    assert (status, err) == (0, "")
+    (row,) = found["skipped"]
+    assert (row["reason"], row["calls"]) == ("why", 5)
+
+
+STACKS = [
+    (30, False, "main (a.py:1); work (a.py:5)"),
+    (20, False, "main (a.py:1); work (a.py:6)"),
+    (10, False, "main (a.py:1); work (a.py:5); work (a.py:5)"),
+    (90, True, "main (a.py:1); idle (b.py:3)"),
+]
+
+
+def test_stacks_are_written_for_flame_graphs(read: Read, tmp_path: Path) -> None:
+    out = tmp_path / "collapsed"
+
+    read(*sampling_lines(*STACKS) * 2, options=("--collapsed", str(out)))
+    assert sorted(out.read_text().splitlines()) == [
+        "(waiting);main (a.py:1);idle (b.py:3) 180",
+        "main (a.py:1);work (a.py:5) 60",
+        "main (a.py:1);work (a.py:5);work (a.py:5) 20",
+        "main (a.py:1);work (a.py:6) 40",
+    ]
 
 
 @pytest.mark.parametrize(
-    "envelope",
+    ("before", "after"),
     [
-        "{}",
-        "2026-01-01 12:00:00,000 INFO MainThread {}",
-        "<13>1 2026-01-01T12:00:00Z host app 123 - - {}",
-        "Jan  1 12:00:00 host app[123]: INFO:decorators:{}",
-        "[{{ odd }} timeit { } profile] {}",
-        "{} request=4711",
-        'shipper="x" msg={} | {{"more": 1}}',
-        "\x1b[32mINFO\x1b[0m {}\x1b[0m",
-        "\x1b[32m{}\x1b[0m",
-        "é☃ {}\r",
+        ("", ""),
+        ("2026-01-01 12:00:00,000 INFO MainThread ", ""),
+        ("<13>1 2026-01-01T12:00:00Z host app 123 - - ", ""),
+        ("Jan  1 12:00:00 host app[123]: INFO:decorators:", ""),
+        ("[{ odd } timeit { } profile] ", ""),
+        ("", " request=4711"),
+        ('shipper="x" msg=', ' | {"more": 1}'),
+        ("\x1b[32mINFO\x1b[0m ", "\x1b[0m"),
+        ("\x1b[32m", "\x1b[0m"),
+        ("é☃ ", "\r"),
     ],
 )
-def test_the_prefix_does_not_matter(envelope: str, read: Read) -> None:
-    before, after = envelope.replace("{{", "{").replace("}}", "}").rsplit("{}", 1)
+def test_what_is_before_and_after_on_a_line_does_not_matter(
+    before: str, after: str, read: Read
+) -> None:
+    lines = [before + line + after for line in (timed_line(), cache_line())]
 
-    status, found, err = read(
-        before + timed_line() + after, before + cache_line() + after
-    )
+    status, found, err = read(*lines)
 
     assert (status, err) == (0, "")
     assert found["functions"][0]["calls"] == found["caches"][0]["calls"] / 10 == 1
+
+
+def in_json(line: str) -> str:
+    return json.dumps({"log": line + "\n", "stream": "stdout"})
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -1742,68 +1692,12 @@ def test_lines_inside_of_json_logs_are_found(
     assert found["profiles"][0]["complete"]
 
 
-def test_of_two_lines_that_ran_into_each_other_the_whole_one_counts(read: Read) -> None:
-    _, found, err = read(timed_line()[:50] + timed_line("shop.other"))
-
-    assert [row["name"] for row in found["functions"]] == ["shop.other"]
-    assert "damaged lines left out: 1" in err
-
-
-def interval_line(**more: Any) -> str:
-    fields = {"calls": 1, "errors": 0, "total": 1.0, "max": 1.0, "histogram": [200, 1]}
-    return timed_line(**{**fields, **more})
-
-
-DAMAGE: dict[str, str] = {
-    "truncated": timed_line()[:70],
-    "text for a number": timed_line(seconds="long"),
-    "NaN": timed_line(seconds=float("nan")),
-    "infinity": timed_line(seconds=float("inf")),
-    "negative": timed_line(seconds=-1),
-    "absurdly large": timed_line(seconds=10**400),
-    "more digits than int() takes": timed_line().replace("0.25", "9" * 5000),
-    "a list": timed_line(seconds=[1]),
-    "true": timed_line(seconds=True),
-    "a number for a name": timed_line(name=7),
-    "nested very deep": 'timeit {"name": ' + "[" * 20_000,
-    "calls that contradict the histogram": interval_line(calls=2),
-    "half a bucket": interval_line(histogram=[200, 1, 1]),
-    "an empty histogram": interval_line(calls=0, histogram=[]),
-    "a bucket beyond all time": interval_line(histogram=[8160, 1]),
-    "a histogram of text": interval_line(histogram="ab"),
-    "cache size of text": cache_line(maxsize="large"),
-    "cache calls of text": cache_line(calls="many"),
-    "part of text": profile_lines()[0].replace('"part": 1', '"part": "1"'),
-    "samples of text": sampling_lines((1, False, "f"))[0].replace("100", '"many"'),
-    "a frame that is missing": sampling_lines((1, False, "f"))[1].replace(
-        ", 0]", ", 9]"
-    ),
-    "a profile of too many parts": profile_lines()[2].replace(
-        '"parts": 3', '"parts": 1'
-    ),
-    "in JSON and cut off": in_json(timed_line())[:60],
-}
-
-
-@pytest.mark.parametrize(
-    "line", DAMAGE.values(), ids=[n.replace(" ", "-") for n in DAMAGE]
-)
-def test_a_damaged_line_is_reported_and_everything_else_read(
-    line: str, read: Read
-) -> None:
-    status, found, err = read(line, timed_line("shop.fine"))
-
-    assert [row["name"] for row in found["functions"]] == ["shop.fine"]
-    assert found["caches"] == []
-    assert "damaged lines left out: 1" in err
-    assert status == 0
-
-
 def test_lines_of_other_origin_are_passed_over(read: Read) -> None:
     rng = random.Random(2)
     garbage = rng.randbytes(100_000) + b"\n" + b"x" * 300_000 + b"\n\0\xff\n"
     foreign = (
-        b'timeit {"x": 1}\nuser_profile {"name": "a"}\nprofile {name}\ntimeit {}\n'
+        b'timeit {"x": 1}\ntimeit {"name": "a"}\nuser_profile {"name": "a"}\n'
+        b"profile {name}\ntimeit {}\n"
     )
 
     status, found, err = read(log=garbage + foreign + timed_line().encode())
@@ -1812,45 +1706,73 @@ def test_lines_of_other_origin_are_passed_over(read: Read) -> None:
     assert len(found["functions"]) == 1
 
 
-def test_a_log_with_nothing_of_ours_gives_exit_status_1(read: Read) -> None:
-    status, found, err = read("just", "some", "lines")
+SAMPLES, FRAMES = sampling_lines((1, False, "f"))
+DAMAGED_LINES: dict[str, str] = {
+    "truncated": timed_line()[:70],
+    "in-JSON-and-cut-off": in_json(timed_line())[:60],
+    "text-for-a-number": timed_line(seconds="long"),
+    "true-for-a-number": timed_line(seconds=True),
+    "a-number-for-a-name": timed_line(name=7),
+    "NaN": timed_line(seconds=float("nan")),
+    "negative": timed_line(seconds=-1),
+    "absurdly-large": timed_line(seconds=10**400),
+    "more-digits-than-int()-takes": timed_line().replace("0.25", "9" * 5000),
+    "nested-very-deep": 'timeit {"name": ' + "[" * 20_000,
+    "text-for-the-last-number": interval_line(inside="long"),
+    "calls-that-contradict-the-histogram": interval_line(calls=2),
+    "a-bucket-of-text": interval_line(histogram=[200, 1, "a"]),
+    "an-empty-histogram": interval_line(calls=0, histogram=[]),
+    "a-bucket-beyond-all-time": interval_line(histogram=[8160, 1]),
+    "cache-size-of-text": cache_line(maxsize="large"),
+    "the-last-cache-count-of-text": cache_line(saved="much"),
+    "part-of-text": profile_lines(part="1")[0],
+    "a-part-of-too-many": profile_lines(parts=1)[2],
+    "samples-of-text": SAMPLES.replace("100", '"many"'),
+    "a-frame-that-is-missing": FRAMES.replace(", 0]", ", 9]"),
+    "a-frame-from-the-end": FRAMES.replace(", 0]", ", -1]"),
+}
 
-    assert (status, any(found.values())) == (1, False)
-    assert "no lines from timeit, cache_profile, profile or sampling found" in err
 
-
-def test_calls_that_were_not_profiled_are_something_found(read: Read) -> None:
-    head = {"name": "shop.pay", "file": "/srv/shop.py", "line": 3, "pid": 1}
-    line = json.dumps({**head, "skipped": "another profiler was active", "calls": 2})
-
-    status, found, err = read(f"profile {line}", f"profile {line}")
-
-    assert (status, err) == (0, "")
-    (row,) = found["skipped"]
-    assert (row["reason"], row["calls"]) == ("another profiler was active", 4)
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_rotated_logs_can_be_given_in_any_order(
-    order: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=[*DAMAGED_LINES])
+def test_a_damaged_line_is_reported_and_not_even_half_counted(
+    line: str, read: Read
 ) -> None:
-    parts = profile_lines()
-    names = ["app.log", "app.log.1", "app.log.2.gz"]
-    for name, part in zip(names, parts):
-        text = f"{timed_line()}\n{part}\n{cache_line()}\n".encode()
-        (tmp_path / name).write_bytes(
-            gzip.compress(text) if name.endswith(".gz") else text
-        )
+    fine = [timed_line(), interval_line(), cache_line()]
+    _, expected, _ = read(*fine)
 
-    assert main([str(tmp_path / names[n]) for n in order] + ["--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    status, found, err = read(*fine, line)
+
+    assert (status, err) == (0, "decorators.py: damaged lines left out: 1\n")
+    for table in ("functions", "caches", "sampling", "sampled_lines"):
+        assert found[table] == expected[table]
+
+
+def test_of_two_lines_that_ran_into_each_other_the_whole_one_counts(read: Read) -> None:
+    _, found, err = read(timed_line()[:50] + timed_line(name="shop.other"))
+
+    assert [row["name"] for row in found["functions"]] == ["shop.other"]
+    assert "damaged lines left out: 1" in err
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_rotated_logs_can_be_given_in_any_order(
+    order: tuple[int, ...], tmp_path: Path, run_main: Main
+) -> None:
+    logs = [tmp_path / name for name in ("app.log", "app.log.1", "app.log.2.gz")]
+    for log, part in zip(logs, profile_lines()):
+        text = f"{timed_line()}\n{part}\n{cache_line()}\n".encode()
+        log.write_bytes(gzip.compress(text) if log.suffix == ".gz" else text)
+
+    status, out, _ = run_main(*[logs[n] for n in order], "--json")
+    found = json.loads(out)
+    assert status == 0
     assert found["functions"][0]["calls"] == 3
     assert found["caches"][0]["calls"] == 30
     assert found["profiles"][0]["complete"] is True
 
 
 def test_the_lines_of_two_profiles_may_be_mixed(read: Read) -> None:
-    one, two = profile_lines(), profile_lines("shop.other", "ba9876543210")
+    one, two = profile_lines(), profile_lines(name="shop.other", id="ba9876543210")
     mixed = [line for pair in zip(one, reversed(two)) for line in pair]
 
     _, found, err = read(*mixed)
@@ -1859,29 +1781,33 @@ def test_the_lines_of_two_profiles_may_be_mixed(read: Read) -> None:
     assert err == ""
 
 
-PROFILE_DAMAGE: dict[str, list[str]] = {
-    "a line is missing": profile_lines()[:-1],
-    "data changed": [line.replace('data": "', 'data": "A') for line in profile_lines()],
-    "no base64": [line.replace('data": "', 'data": "é!') for line in profile_lines()],
-    "not packed": profile_lines(packed=b"hello"),
-    "no JSON": profile_lines(packed=zlib.compress(b"hello")),
-    "no table": profile_lines(packed=unpacked(1, 2)),
-    "rows too short": profile_lines(packed=unpacked(["a", 1, "f", 1])),
-    "time is text": profile_lines(packed=unpacked(["a", 1, "f", 1, 1, "x", 0, []])),
-    "cut off": profile_lines(packed=unpacked([["a", 1, "f", 1, 1, 0, 0, []]])[:-5]),
-    "nested very deep": profile_lines(packed=zlib.compress(b"[" * 100_000)),
+def test_lines_of_a_profile_that_was_read_already_change_nothing(read: Read) -> None:
+    status, found, err = read(*profile_lines(), *profile_lines(data=b"other"))
+
+    assert (status, err) == (0, "")
+    assert found["profiles"][0]["slowest"] == [["handle", 0.5]]
+
+
+DAMAGED_PROFILES: dict[str, list[str]] = {
+    "a-line-is-missing": profile_lines()[:-1],
+    "data-changed": [line.replace('data": "', 'data": "A') for line in profile_lines()],
+    "no-base64": [line.replace('data": "', 'data": "é!') for line in profile_lines()],
+    "not-packed": profile_lines(b"hello"),
+    "no-JSON": profile_lines(zlib.compress(b"hello")),
+    "no-table": profile_lines(packed(1, 2)),
+    "rows-too-short": profile_lines(packed(["a", 1, "f", 1])),
+    "time-is-text": profile_lines(packed(["a", 1, "f", 1, 1, "x", 0, []])),
+    "cut-off": profile_lines(packed(HANDLE)[:-20]),
+    "nested-very-deep": profile_lines(zlib.compress(b"[" * 100_000)),
+    "unpacks-to-too-much": profile_lines(zlib.compress(b"[" + b" " * (1 << 24) + b"]")),
 }
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    PROFILE_DAMAGE.values(),
-    ids=[n.replace(" ", "-") for n in PROFILE_DAMAGE],
-)
+@pytest.mark.parametrize("damaged", DAMAGED_PROFILES.values(), ids=[*DAMAGED_PROFILES])
 def test_a_damaged_profile_is_marked_and_not_written(
     damaged: list[str], read: Read, tmp_path: Path
 ) -> None:
-    fine = profile_lines("shop.fine", "ba9876543210")
+    fine = profile_lines(name="shop.fine", id="ba9876543210")
     options = ("--pstats", str(tmp_path / "out"))
     status, found, _ = read(*damaged, *fine, options=options)
 
@@ -1893,29 +1819,15 @@ def test_a_damaged_profile_is_marked_and_not_written(
     ]
 
 
-def test_a_profile_that_unpacks_to_too_much_is_damaged(
-    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decorators, "MAX_PROFILE_SIZE", 10_000)
-    bomb = zlib.compress(b"[" + b" " * 100_000 + b"]")
-
-    _, found, _ = read(
-        *profile_lines(packed=bomb), options=("--pstats", str(tmp_path / "out"))
-    )
-
-    assert found["profiles"][0]["complete"] is False
-
-
 @pytest.mark.parametrize(
     "name", ["../../evil", "/etc/passwd", "..", "a/b\\c", "nul\0l", "x" * 5000, "%s{}"]
 )
-@pytest.mark.parametrize("profile_id", ["0123456789ab", "../../../etc"])
 def test_the_file_of_a_profile_stays_in_its_folder(
-    name: str, profile_id: str, read: Read, tmp_path: Path
+    name: str, read: Read, tmp_path: Path
 ) -> None:
     out = tmp_path / "deep" / "er" / "out"
 
-    lines = profile_lines(name, profile_id)
+    lines = profile_lines(name=name, id=f"../../{name}")
     status, _, _ = read(*lines, options=("--pstats", str(out)))
 
     assert status == 0
@@ -1924,68 +1836,112 @@ def test_the_file_of_a_profile_stays_in_its_folder(
     assert sorted(tmp_path.iterdir()) == [tmp_path / "app.log", tmp_path / "deep"]
 
 
-def test_a_folder_that_cannot_be_written_gives_exit_status_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
+    tmp_path: Path,
 ) -> None:
     log = tmp_path / "app.log"
-    log.write_text("\n".join(profile_lines()))
+    log.write_bytes(bytes(1_000_000))
 
-    assert main([str(log), "--pstats", str(log)]) == 2
-    assert capsys.readouterr().err == (
-        f"decorators.py: [Errno 17] File exists: '{log}'\n"
+    pieces = list(decorators.read_log(str(log)))
+    assert max(map(len, pieces)) == decorators.MAX_LOG_LINE
+    assert sum(map(len, pieces)) == 1_000_000
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def show(tmp_path: Path, run_main: Main) -> Callable[..., str]:
+    """Write lines to a log and read it: what is printed for people."""
+
+    def show(*lines: str, options: Iterable[str] = ()) -> str:
+        log = tmp_path / "app.log"
+        log.write_text("\n".join(lines))
+        status, out, err = run_main(log, *options)
+        assert (status, err) == (0, "")
+        return out
+
+    return show
+
+
+def test_the_tables_are_for_people(show: Callable[..., str]) -> None:
+    lines = [
+        timed_line(),
+        timed_line(name="shop.ship", seconds=0.125, slower_than=0.1, inside=0.025),
+        cache_line(),
+        *(f"2026-11-21T21:19:18 INFO {line}" for line in profile_lines()),
+        skipped_line("another profiler was active", 2),
+    ]
+
+    assert (
+        show(*lines)
+        == """\
+== functions
+calls   total    mean     p50     p95     max  errors    cpu  inside  function
+    1  250 ms  250 ms  250 ms  250 ms  250 ms       0  40.0%       -  shop.pay (shop.py:3)
+    1  125 ms  125 ms  125 ms  125 ms  125 ms       0  80.0%   20.0%  shop.ship (shop.py:3) *
+
+* without the calls that were faster than slower_than=
+
+== caches
+calls  distinct  unhashable   hits  hits_unbounded  total  saved  maxsize  function
+   10         4           1  40.0%           50.0%    2 s  1.5 s       16  shop.rate (shop.py:3)
+
+== profiles
+          id                 time  seconds  function
+0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle
+
+== skipped
+calls                       reason  function
+    2  another profiler was active  shop.pay (shop.py:3)
+"""
     )
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_an_output_that_is_full_gives_exit_status_2(tmp_path: Path) -> None:
-    log = tmp_path / "app.log"
-    log.write_text(timed_line())
-    with open("/dev/full", "w") as full:
-        command = [sys.executable, str(SCRIPT), str(log)]
-        process = subprocess.Popen(command, stdout=full, stderr=subprocess.PIPE)
-        _, err = process.communicate()
-    assert process.returncode == 2
-    assert err == b"decorators.py: [Errno 28] No space left on device\n"
-
-
-def broken_logs(tmp_path: Path) -> dict[str, Path]:
-    packed = gzip.compress(timed_line().encode() * 1000)
-    contents = {
-        "cut-off.gz": packed[:-20],
-        "changed.gz": packed[:200] + b"\xff" * 50 + packed[250:],
-        "header-only.gz": b"\x1f\x8b\x08\0",
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    (tmp_path / "folder").mkdir()
-    return {name: tmp_path / name for name in [*contents, "folder", "missing"]}
-
-
 @pytest.mark.parametrize(
-    "name", ["cut-off.gz", "changed.gz", "header-only.gz", "folder", "missing"]
+    ("options", "expected"),
+    [
+        (
+            [],
+            """\
+== sampled functions
+  own  total  waiting  frame
+60.0%  60.0%     0.0%  work (a.py)
+ 0.0%  60.0%    90.0%  main (a.py)
+ 0.0%   0.0%    90.0%  idle (b.py)
+
+== sampled lines
+  own  total  waiting  frame
+40.0%  40.0%     0.0%  work (a.py:5)
+20.0%  20.0%     0.0%  work (a.py:6)
+ 0.0%  60.0%    90.0%  main (a.py:1)
+ 0.0%   0.0%    90.0%  idle (b.py:3)
+""",
+        ),
+        (
+            ["--sort", "waiting", "--top", "1"],
+            """\
+== sampled functions
+ own  total  waiting  frame
+0.0%  60.0%    90.0%  main (a.py)
+
+== sampled lines
+ own  total  waiting  frame
+0.0%  60.0%    90.0%  main (a.py:1)
+""",
+        ),
+    ],
 )
-def test_a_log_that_cannot_be_read_gives_status_2_and_the_others_are_read(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_samples_are_added_up_by_function_and_by_line(
+    options: list[str], expected: str, show: Callable[..., str]
 ) -> None:
-    broken = broken_logs(tmp_path)[name]
-    (tmp_path / "app.log").write_text(timed_line("shop.fine"))
+    first, _, shown = show(*sampling_lines(*STACKS), options=options).split("\n", 2)
 
-    assert main([str(broken), str(tmp_path / "app.log"), "--json"]) == 2
-    out, err = capsys.readouterr()
-    assert "shop.fine" in [row["name"] for row in json.loads(out)["functions"]]
-    assert err.startswith(f"decorators.py: {broken}: ")
-    assert len(err.splitlines()) <= 2
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--demo", "app.log"], ["x", "--sort", "name"], ["x", "--top", "0"], ["--no"]],
-)
-def test_bad_arguments_give_exit_status_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-
-    assert exit_.value.code == 2
+    assert first == (
+        "100 samples in 1 s, 1 missed, 2 rare stacks left out; "
+        "they took 1.00% of a processor"
+    )
+    assert shown == expected
 
 
 @pytest.mark.parametrize(
@@ -2003,73 +1959,169 @@ def test_bad_arguments_give_exit_status_2(arguments: list[str]) -> None:
 def test_rows_are_sorted_by_a_column_if_their_table_has_it(
     sort: str, functions: str, caches: str, read: Read
 ) -> None:
-    lines = [timed_line("b", 1.0)] * 3 + [timed_line("a", 2.0)] * 2
-    lines += [timed_line("c", 2.5), cache_line("a")]
-    lines += [cache_line("b", calls=20, total=9.0, saved=1.0)]
+    lines = [timed_line(name="b", seconds=1.0)] * 3
+    lines += [timed_line(name="a", seconds=2.0)] * 2
+    lines += [timed_line(name="c", seconds=2.5), cache_line(name="a")]
+    lines += [cache_line(name="b", calls=20, total=9.0, saved=1.0)]
 
     _, found, _ = read(*lines, options=("--sort", sort) if sort else ())
     assert "".join(row["name"] for row in found["functions"]) == functions
     assert "".join(row["name"] for row in found["caches"]) == caches
 
 
-def test_the_tables_say_the_same_for_people(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_table_has_20_rows_and_the_json_all(
+    show: Callable[..., str], read: Read
 ) -> None:
-    log = tmp_path / "app.log"
-    lines = [
-        timed_line(),
-        timed_line("shop.ship", 0.125, slower_than=0.1, inside=0.025),
-        cache_line(),
-        *(f"2026-11-21T21:19:18 INFO {line}" for line in profile_lines()),
-    ]
-    log.write_text("\n".join(lines))
+    lines = [timed_line(name=f"shop.f{n}") for n in range(30)]
 
-    assert main([str(log)]) == 0
-    assert (
-        capsys.readouterr().out
-        == """\
-== functions
-calls   total    mean     p50     p95     max  errors    cpu  inside  function
-    1  250 ms  250 ms  250 ms  250 ms  250 ms       0  40.0%       -  shop.pay (shop.py:3)
-    1  125 ms  125 ms  125 ms  125 ms  125 ms       0  80.0%   20.0%  shop.ship (shop.py:3) *
-
-* without the calls that were faster than slower_than=
-
-== caches
-calls  distinct  unhashable   hits  hits_unbounded  total  saved  maxsize  function
-   10         4           1  40.0%           50.0%    2 s  1.5 s       16  shop.rate (shop.py:3)
-
-== profiles
-          id                 time  seconds  function
-0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle
-"""
-    )
+    assert show(*lines).count("shop.f") == 20
+    assert len(read(*lines)[1]["functions"]) == 30
 
 
 def test_a_name_from_a_log_cannot_control_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    show: Callable[..., str], tmp_path: Path
+) -> None:
+    name, collapsed = "\x1b[2Jevil\r\n", tmp_path / "collapsed"
+    lines = [timed_line(name=name), profile_lines(name=name)[0]]
+    lines += sampling_lines((1, False, f"{name} (a.py:1)"))
+
+    shown = show(*lines, options=["--collapsed", str(collapsed)])
+    assert shown.count("?[2Jevil??") == 4
+    assert "\x1b" not in shown
+    assert collapsed.read_text() == "?[2Jevil?? (a.py:1) 1\n"
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--demo", "app.log"], ["x", "--sort", "name"], ["x", "--top", "0"], ["--no"]],
+)
+def test_bad_arguments_give_exit_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+
+    assert exit_.value.code == 2
+
+
+def test_a_log_with_nothing_of_ours_gives_exit_status_1(read: Read) -> None:
+    status, found, err = read("just", "some", "lines")
+
+    assert (status, any(found.values())) == (1, False)
+    assert "no lines from timeit, cache_profile, profile or sampling found" in err
+
+
+PACKED = gzip.compress(timed_line().encode() * 1000)
+UNREADABLE: dict[str, bytes] = {
+    "cut-off.gz": PACKED[:-20],
+    "changed.gz": PACKED[:200] + b"\xff" * 50 + PACKED[250:],
+    "header-only.gz": b"\x1f\x8b\x08\0",
+    "folder": b"",
+    "missing": b"",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_log_that_cannot_be_read_gives_status_2_and_the_others_are_read(
+    name: str, tmp_path: Path, run_main: Main
+) -> None:
+    unreadable, fine = tmp_path / name, tmp_path / "app.log"
+    fine.write_text(timed_line(name="shop.fine"))
+    if content := UNREADABLE[name]:
+        unreadable.write_bytes(content)
+    elif name == "folder":
+        unreadable.mkdir()
+
+    status, out, err = run_main(unreadable, fine, "--json")
+    assert status == 2
+    assert "shop.fine" in [row["name"] for row in json.loads(out)["functions"]]
+    assert err.startswith(f"decorators.py: {unreadable}: ")
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("option", "error"),
+    [
+        ("--pstats", "[Errno 17] File exists"),
+        ("--collapsed", "[Errno 21] Is a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_written_gives_exit_status_2(
+    option: str, error: str, tmp_path: Path, run_main: Main
 ) -> None:
     log = tmp_path / "app.log"
-    log.write_text(
-        "\n".join([timed_line("\x1b[2Jevil\r\n"), profile_lines("\x1b[2Jp")[0], ""])
-    )
+    log.write_text("\n".join(profile_lines()))
+    target = log if option == "--pstats" else tmp_path
 
-    main([str(log)])
-    out, err = capsys.readouterr()
-    assert "?[2Jevil??" in out
-    assert "\x1b" not in out + err
+    status, _, err = run_main(log, option, target)
+    assert (status, err) == (2, f"decorators.py: {error}: '{target}'\n")
 
 
-# --- in processes of their own --------------------------------------------------------
+def test_a_reader_of_the_output_may_leave_early(
+    tmp_path: Path, run_main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_text(timed_line())
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run_main(log) == (0, "", "")
 
 
-def run(
-    *command: str | Path, stdin: bytes = b"", **more: Any
-) -> subprocess.CompletedProcess[bytes]:
-    arguments = [sys.executable, *map(str, command)]
-    return subprocess.run(
-        arguments, input=stdin, capture_output=True, check=False, **more
-    )
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_output_that_is_full_gives_exit_status_2(
+    tmp_path: Path, run_main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "app.log"
+    log.write_text(timed_line())
+
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        status, _, err = run_main(log)
+    assert status == 2
+    assert err == "decorators.py: [Errno 28] No space left on device\n"
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    show: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    show(timed_line(name="shop.größe"))
+
+    assert rb"shop.gr\xf6\xdfe" in written.getvalue()
+
+
+def test_an_interrupt_gives_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: str) -> Iterator[bytes]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(decorators, "read_log", interrupted)
+
+    assert main(["app.log"]) == 130
+
+
+def test_the_demo_reports_every_call_of_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Main
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    status, out, err = run_main("--demo", "--json")
+    (folder,) = tmp_path.iterdir()
+    assert (status, str(folder / "shop.log") in err) == (0, True)
+    found = json.loads(out)
+    calls = {row["name"]: row["calls"] for row in found["functions"]}
+    assert calls.pop("shop.ship") >= 3  # those that took 30 ms
+    assert calls == {"shop.exchange_rate": 60, "shop.tax": 183_000}
+    (cache,) = found["caches"]
+    assert (cache["calls"], cache["distinct"], cache["hits"]) == (60, 3, 57)
+    assert {(row["name"], row["complete"]) for row in found["profiles"]} == {
+        ("shop.handle", True)
+    }
+    assert "main (shop.py)" in [row["frame"] for row in found["sampled_functions"]]
 
 
 def test_the_script_reads_standard_input_and_needs_only_the_standard_library(
@@ -2083,277 +2135,3 @@ def test_the_script_reads_standard_input_and_needs_only_the_standard_library(
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"shop.pay" in done.stdout
-
-
-@pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_reader_of_the_output_may_leave_early(
-    options: list[str], tmp_path: Path
-) -> None:
-    log = tmp_path / "app.log"
-    log.write_text("".join(timed_line(f"shop.f{n}") + "\n" for n in range(5000)))
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, log, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout and process.stderr
-    process.stdout.close()
-
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() == 0
-
-
-def test_names_that_the_terminal_cannot_show_are_escaped() -> None:
-    done = run(
-        SCRIPT,
-        "-",
-        stdin=timed_line("shop.größe").encode(),
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    )
-
-    assert done.returncode == 0
-    assert rb"shop.gr\xf6\xdfe" in done.stdout
-
-
-PROGRAM = """
-    import asyncio, logging, sys, threading
-    from decorators import cache_profile, profile, timeit
-
-    logging.basicConfig(
-        filename="shop.log",
-        level=logging.INFO,
-        format="%(asctime)s %(process)d [%(levelname)s] %(name)s: %(message)s",
-    )
-
-    @timeit
-    def load(n):
-        if n % 10 == 0:
-            raise ValueError(n)
-        return n
-
-    @timeit(every=3600)
-    def parse(n):
-        return n
-
-    class Shop:
-        @cache_profile(maxsize=4)
-        def price(self, article):
-            return article
-
-    @timeit
-    async def fetch(n):
-        await asyncio.sleep(0)
-        return parse(n)
-
-    @profile
-    async def handle():
-        shop = Shop()
-        for n in range(40):
-            try:
-                load(n)
-            except ValueError:
-                logging.warning("timeit is not what this line is from")
-            shop.price(n % 5)
-            shop.price(n % 5)
-            await fetch(n)
-
-    asyncio.run(handle())
-"""
-
-
-@pytest.fixture(scope="module")
-def shop_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The log that two processes of a program have written together."""
-    folder = tmp_path_factory.mktemp("shop")
-    shutil.copy(SCRIPT, folder)
-    (folder / "shop.py").write_text(textwrap.dedent(PROGRAM))
-    command = [sys.executable, "shop.py"]
-    processes = [subprocess.Popen(command, cwd=folder) for _ in range(2)]
-    assert [process.wait() for process in processes] == [0, 0]
-    return folder / "shop.log"
-
-
-def test_the_tables_match_the_calls_of_two_processes(
-    shop_log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(shop_log), "--json"]) == 0
-
-    out, err = capsys.readouterr()
-    found = json.loads(out)
-    calls = {row["name"]: (row["calls"], row["errors"]) for row in found["functions"]}
-    assert calls == {
-        "shop.load": (80, 8),
-        "shop.parse": (80, 0),
-        "shop.fetch": (80, 0),
-    }
-    (cache,) = found["caches"]
-    assert cache["name"] == "shop.Shop.price"
-    assert (cache["calls"], cache["distinct"]) == (160, 10)
-    # Five articles in turn are one too many for four places.
-    assert (cache["hits_share"], cache["hits_unbounded_share"]) == (0.5, 150 / 160)
-    assert [row["name"] for row in found["profiles"]] == ["shop.handle"] * 2
-    assert all(row["complete"] for row in found["profiles"])
-    assert err == ""
-
-
-def test_pstats_and_gprof2dot_open_the_profile_of_a_log(
-    shop_log: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("gprof2dot")
-    assert main([str(shop_log), "--pstats", str(tmp_path)]) == 0
-
-    file, _ = sorted(tmp_path.iterdir())
-    listed = run("-m", "pstats", file, stdin=b"sort cumulative\nstats 30\n")
-    drawn = run("-m", "gprof2dot", "-f", "pstats", file)
-    assert b"(handle)" in listed.stdout
-    assert (drawn.returncode, drawn.stderr) == (0, b"")
-    assert b"digraph" in drawn.stdout and b"handle" in drawn.stdout
-
-
-CHILDREN = """
-    import logging, multiprocessing, os, sys
-    from decorators import cache_profile, flush, timeit
-
-    logging.basicConfig(filename="log", level=logging.INFO, format="%(message)s")
-
-    @timeit(every=3600)
-    @cache_profile
-    def work(n):
-        return n
-
-    if __name__ == "__main__":
-        work(1)
-        how = sys.argv[1]
-        if how == "os.fork":
-            if os.fork() == 0:
-                work(2)
-                sys.exit()
-            os.wait()
-        else:
-            context = multiprocessing.get_context(how)
-            child = context.Process(target=work, args=(2,))
-            child.start()
-            child.join()
-        work(3)
-"""
-
-
-def records(log: Path) -> list[dict[str, Any]]:
-    found = [decorators.parse(line) for line in log.read_bytes().splitlines()]
-    return [record for line in found for _, record in line if record]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("how", ["os.fork", "fork", "forkserver", "spawn"])
-def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) -> None:
-    run_program(CHILDREN, tmp_path, how)
-
-    calls = [(record["pid"], record["calls"]) for record in records(tmp_path / "log")]
-    assert sorted(n for _, n in calls) == [1, 1, 2, 2]
-    assert len(set(calls)) == 2
-
-
-FORKING_WHILE_PROFILED = """
-    import logging, os, sys
-    from decorators import profile
-
-    logging.basicConfig(filename="log", level=logging.INFO, format="%(message)s")
-
-    @profile
-    def outer():
-        if os.fork():
-            os.wait()
-
-    @profile
-    def inner():
-        pass
-
-    outer()
-    inner()
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_forked_in_a_profiled_call_can_be_profiled(tmp_path: Path) -> None:
-    run_program(FORKING_WHILE_PROFILED, tmp_path)
-
-    profiled = {
-        (record["name"], record["pid"])
-        for record in records(tmp_path / "log")
-        if "id" in record
-    }
-    assert (
-        sorted(name for name, _ in profiled)
-        == ["program.inner"] * 2 + ["program.outer"] * 2
-    )
-
-
-def run_program(program: str, folder: Path, *arguments: str) -> None:
-    """Run a program beside a copy of the decorators, which it must do in silence."""
-    shutil.copy(SCRIPT, folder)
-    (folder / "program.py").write_text(textwrap.dedent(program))
-    # Python 3.12 and later warn about a fork while there are several threads.
-    options = ("-W", "ignore::DeprecationWarning")
-    done = run(*options, "program.py", *arguments, cwd=folder)
-    assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
-    tmp_path: Path,
-) -> None:
-    program = """
-        import logging, threading, time
-        from decorators import start_sampling
-
-        class SlowHandler(logging.Handler):
-            def handle(self, record):
-                at_work.set()
-                time.sleep(0.1)
-                with open("log", "a") as log:
-                    print(record.getMessage(), file=log)
-
-        at_work = threading.Event()
-        logging.basicConfig(handlers=[SlowHandler()], level=logging.INFO)
-        start_sampling(every=0.05)
-        at_work.wait()
-    """
-    run_program(program, tmp_path)
-
-    assert [record for record in records(tmp_path / "log") if "stacks" in record]
-
-
-def test_the_demo_shows_the_way_of_working(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-    assert main(["--demo"]) == 0
-    out, err = capsys.readouterr()
-    for name in ("exchange_rate", "tax", "ship", "handle"):
-        assert f"shop.{name} (shop.py:" in out
-    (folder,) = tmp_path.iterdir()
-    assert str(folder / "shop.log") in err
-    assert (folder / "shop.log").stat().st_size > 1000
-
-
-def test_an_interrupt_gives_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str) -> Iterator[bytes]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(decorators, "read_log", interrupted)
-
-    assert main(["app.log"]) == 130
-
-
-def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
-    tmp_path: Path,
-) -> None:
-    log = tmp_path / "app.log"
-    log.write_bytes(bytes(1_000_000))
-
-    pieces = list(decorators.read_log(str(log)))
-    assert max(map(len, pieces)) == decorators.MAX_LOG_LINE
-    assert sum(map(len, pieces)) == 1_000_000
