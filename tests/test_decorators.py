@@ -10,6 +10,7 @@ import gc
 import gzip
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
@@ -21,7 +22,6 @@ import sys
 import tempfile
 import textwrap
 import threading
-import tracemalloc
 import types
 import weakref
 import zlib
@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import pytest
+from pytest import MonkeyPatch
 
 import decorators
 from decorators import cache_profile, main, profile, start_sampling, timeit
@@ -68,31 +69,16 @@ class Lines(logging.Handler):
         return self.of(kind)
 
 
-@contextlib.contextmanager
-def logging_to(handler: logging.Handler) -> Iterator[None]:
-    """Send the lines of the decorators' own logger to a handler."""
-    decorators.flush()  # what functions of earlier tests have counted
-    decorators.logger.addHandler(handler)
-    decorators.logger.setLevel(logging.INFO)
-    yield
-    decorators.logger.removeHandler(handler)
-    decorators.logger.setLevel(logging.NOTSET)
-
-
 @pytest.fixture(autouse=True)
 def lines() -> Iterator[Lines]:
     """The lines of the decorators' own logger."""
+    decorators.flush()  # what functions of earlier tests have counted
     handler = Lines()
-    with logging_to(handler):
-        yield handler
-
-
-@pytest.fixture
-def quiet() -> logging.Logger:
-    """A logger that is disabled at level INFO."""
-    logger = logging.getLogger("test.quiet")
-    logger.setLevel(logging.ERROR)
-    return logger
+    decorators.logger.addHandler(handler)
+    decorators.logger.setLevel(logging.INFO)
+    yield handler
+    decorators.logger.removeHandler(handler)
+    decorators.logger.setLevel(logging.NOTSET)
 
 
 class Clock:
@@ -109,7 +95,7 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(decorators, "perf_counter_ns", clock)
     return clock
@@ -125,25 +111,27 @@ def decorator(request: pytest.FixtureRequest) -> Any:
 
 
 def function(act: Function = int) -> Any:
-    """Call `act`."""
+    """Call `act` twice."""
+    act()
     return act()
 
 
 async def coroutine(act: Function = int) -> Any:
-    """Call `act`."""
+    """Call `act` twice."""
+    act()
     await asyncio.sleep(0)
     return act()
 
 
 def generator(act: Function = int) -> Generator[Any, None, None]:
-    """Call `act`."""
-    yield 1
+    """Call `act` twice."""
+    yield act()
     yield act()
 
 
 async def async_generator(act: Function = int) -> AsyncGenerator[Any, None]:
-    """Call `act`."""
-    yield 1
+    """Call `act` twice."""
+    yield act()
     await asyncio.sleep(0)
     yield act()
 
@@ -175,6 +163,15 @@ async def result_of(func: Function, *args: Any, **kwargs: Any) -> list[Any]:
     return [item async for item in items_of(func(*args, **kwargs))]
 
 
+def named(name: str, file: str = "odd.py") -> Function:
+    """A function of that name in that file."""
+    scope: dict[str, Any] = {"__name__": "odd"}
+    exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
+    scope["function"].__qualname__ = name
+    result: Function = scope["function"]
+    return result
+
+
 class Failure(Exception):
     pass
 
@@ -189,15 +186,6 @@ def run_in_threads(func: Callable[[], object], count: int = 4) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-def run(
-    *command: str | Path, stdin: bytes = b"", **more: Any
-) -> subprocess.CompletedProcess[bytes]:
-    arguments = [sys.executable, *map(str, command)]
-    return subprocess.run(
-        arguments, input=stdin, capture_output=True, check=False, **more
-    )
 
 
 def records(log: Path) -> list[Record]:
@@ -221,15 +209,15 @@ def run_program(program: str, folder: Path, *arguments: str) -> list[Record]:
     shutil.copy(SCRIPT, folder)
     (folder / "program.py").write_text(PREAMBLE + textwrap.dedent(program))
     # Python 3.12 and later warn about a fork while there are several threads.
-    options = ("-W", "ignore::DeprecationWarning")
-    done = run(*options, "program.py", *arguments, cwd=folder, timeout=60)
-    assert (done.returncode, done.stderr) == (0, b"")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "program.py"]
+    done = subprocess.run(
+        [*command, *arguments], cwd=folder, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     return records(folder / "log")
 
 
-needs_fork = pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="this system has no fork"
-)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 
 
 Main = Callable[..., tuple[int, str, str]]
@@ -240,7 +228,7 @@ Read = Callable[..., tuple[int, Tables, str]]
 def run_main(capsys: pytest.CaptureFixture[str]) -> Main:
     """Call main(): exit status, standard output, standard error."""
 
-    def run_main(*arguments: str | Path) -> tuple[int, str, str]:
+    def run_main(*arguments: object) -> tuple[int, str, str]:
         status = main([*map(str, arguments)])
         out, err = capsys.readouterr()
         return status, out, err
@@ -253,7 +241,7 @@ def read(tmp_path: Path, run_main: Main) -> Read:
     """Write lines to a log and read it: exit status, tables, standard error."""
 
     def read(
-        *lines: str, log: bytes = b"", options: Iterable[str] = ()
+        *lines: str, log: bytes = b"", options: Iterable[object] = ()
     ) -> tuple[int, Tables, str]:
         path = tmp_path / "app.log"
         path.write_bytes(log or "\n".join([*lines, ""]).encode())
@@ -266,43 +254,18 @@ def read(tmp_path: Path, run_main: Main) -> Read:
 # --- timeit ---------------------------------------------------------------------------
 
 
-async def async_work(work: Function, pause: Function) -> None:
-    work(1.0)
-    await pause()
-    work(2.0)
-
-
-def generated_work(work: Function, pause: Function) -> Iterator[None]:
-    for seconds in (1.0, 2.0):
-        work(seconds)
-        yield
-
-
-async def async_generated_work(work: Function, pause: Function) -> AsyncIterator[None]:
-    for seconds in (1.0, 2.0):
-        work(seconds)
-        await pause()
-        yield
-
-
 @pytest.mark.parametrize(
-    ("func", "waited"),
-    [
-        (lambda work, pause: work(3.0), 3.0),
-        (async_work, 7.0),
-        (generated_work, 3.0),
-        (async_generated_work, 11.0),
-    ],
-    ids=[kind.__name__ for kind in KINDS],
+    ("kind", "waited"),
+    [(function, 3.0), (coroutine, 7.0), (generator, 3.0), (async_generator, 7.0)],
 )
 @pytest.mark.parametrize("options", [{}, {"every": 60}], ids=["each", "every"])
-async def test_timeit_tells_the_wait_of_the_caller_from_the_time_and_cpu_inside(
-    func: Function,
+async def test_timeit_tells_the_callers_wait_from_the_time_and_cpu_inside(
+    kind: Function,
     waited: float,
     options: dict[str, Any],
     lines: Lines,
     clock: Clock,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
 ) -> None:
     cpu = Clock()
     monkeypatch.setattr(decorators, "thread_time_ns", cpu)
@@ -311,12 +274,9 @@ async def test_timeit_tells_the_wait_of_the_caller_from_the_time_and_cpu_inside(
         clock.tick(seconds)
         cpu.tick(seconds / 2)
 
-    async def pause() -> None:
-        # Meanwhile another task works.
-        asyncio.get_running_loop().call_soon(work, 4.0)
-        await asyncio.sleep(0)
-
-    async for _ in items_of(timeit(**options)(func)(work, pause)):
+    # Another task works while the function waits, and its caller between two items.
+    asyncio.get_running_loop().call_soon(work, 4.0)
+    async for _ in items_of(timeit(**options)(kind)(lambda: work(1.5))):
         work(10.0)
 
     (line,) = lines.flushed("timeit")
@@ -334,7 +294,7 @@ def test_timeit_names_the_exception(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "drop"])
-def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
+def test_a_generator_that_is_not_read_to_its_end_did_not_fail(
     end: str, lines: Lines
 ) -> None:
     steps = timeit(generator)()
@@ -346,7 +306,7 @@ def test_a_generator_that_is_not_read_to_its_end_has_not_failed(
     assert [line["raised"] for line in lines.of("timeit")] == [None]
 
 
-def test_slower_than_leaves_out_the_faster_calls_and_says_so(
+def test_slower_than_leaves_out_faster_calls_and_says_so(
     lines: Lines, clock: Clock
 ) -> None:
     timed = timeit(slower_than=0.125)(clock.tick)
@@ -357,13 +317,13 @@ def test_slower_than_leaves_out_the_faster_calls_and_says_so(
     assert {line["slower_than"] for line in lines.of("timeit")} == {0.125}
 
 
-def test_while_its_logger_is_disabled_timeit_reads_no_clock(
-    monkeypatch: pytest.MonkeyPatch, quiet: logging.Logger
+def test_timeit_reads_no_clock_while_its_logger_is_disabled(
+    monkeypatch: MonkeyPatch,
 ) -> None:
     for name in ("perf_counter_ns", "thread_time_ns"):
         monkeypatch.setattr(decorators, name, fail)
 
-    assert timeit(logger=quiet)(function)() == 0
+    assert timeit(level="DEBUG")(function)() == 0
 
 
 # --- cache_profile --------------------------------------------------------------------
@@ -393,7 +353,7 @@ def test_cache_profile_predicts_the_hits_of_lru_cache(
     assert line["distinct"] == unbounded.cache_info().currsize
 
 
-def test_cache_profile_says_which_time_hits_would_have_saved(
+def test_cache_profile_says_what_hits_would_have_saved(
     lines: Lines, clock: Clock
 ) -> None:
     profiled = cache_profile(clock.tick)
@@ -447,9 +407,7 @@ def test_cache_profile_counts_calls_by_their_key(
     assert lines.flushed("cache_profile")[0].items() >= counted.items()
 
 
-def test_a_hash_that_calls_the_profiled_method_neither_hangs_nor_counts(
-    lines: Lines,
-) -> None:
+def test_a_hash_may_call_the_profiled_method_and_is_not_counted(lines: Lines) -> None:
     class Money:
         @cache_profile
         def key(self) -> int:
@@ -466,10 +424,13 @@ def test_a_hash_that_calls_the_profiled_method_neither_hangs_nor_counts(
 # --- profile --------------------------------------------------------------------------
 
 
+Profilers = list[cProfile.Profile]
+
+
 @pytest.fixture
-def profilers(monkeypatch: pytest.MonkeyPatch) -> list[cProfile.Profile]:
+def profilers(monkeypatch: MonkeyPatch) -> Profilers:
     """The profilers that were used, in order."""
-    used: list[cProfile.Profile] = []
+    used: Profilers = []
 
     class Remembered(cProfile.Profile):
         def __init__(self) -> None:
@@ -495,53 +456,28 @@ def busy() -> int:
     return sum(fill(n) for n in (10, 20, 30))
 
 
-def test_the_profile_in_the_log_is_the_one_that_cprofile_would_have_dumped(
-    lines: Lines, profilers: list[cProfile.Profile], read: Read, tmp_path: Path
+def test_the_profile_in_the_log_equals_what_cprofile_would_have_dumped(
+    lines: Lines, profilers: Profilers, read: Read, tmp_path: Path
 ) -> None:
     profile(busy)()
     profilers[0].dump_stats(tmp_path / "dumped")
-    read(*lines.messages, options=("--pstats", str(tmp_path / "out")))
+    read(*lines.messages, options=["--pstats", tmp_path / "out"])
 
     (written,) = (tmp_path / "out").iterdir()
     assert table(written) == table(tmp_path / "dumped")
     assert len(table(written)) > 5
 
 
-def test_gprof2dot_draws_the_profile_of_a_log(
-    lines: Lines, read: Read, tmp_path: Path
-) -> None:
-    pytest.importorskip("gprof2dot")
-    profile(busy)()
-    read(*lines.messages, options=("--pstats", str(tmp_path / "out")))
-
-    (written,) = (tmp_path / "out").iterdir()
-    drawn = run("-m", "gprof2dot", "-f", "pstats", written)
-    assert (drawn.returncode, drawn.stderr) == (0, b"")
-    assert b"digraph" in drawn.stdout and b"busy" in drawn.stdout
-
-
-def test_nothing_of_the_decorator_is_in_the_profile_of_a_function(
-    profilers: list[cProfile.Profile],
-) -> None:
+def test_nothing_of_the_decorator_is_in_a_profile(profilers: Profilers) -> None:
     profile(busy)()
 
     assert str(SCRIPT) not in {file for file, _, _ in table(profilers[0])}
 
 
-def test_a_large_profile_comes_in_numbered_lines_shorter_than_4_kb(
-    lines: Lines,
-) -> None:
-    scope: dict[str, Any] = {}
-    names = [f"f{random.Random(n).getrandbits(64):x}" for n in range(1000)]
-    for name in names:
-        exec(f"def {name}(): pass", scope)  # noqa: S102
-
-    @profile
-    def work() -> None:
-        for name in names:
-            scope[name]()
-
-    work()
+def test_a_large_profile_is_split_into_numbered_lines(lines: Lines) -> None:
+    files = [f"{random.Random(n).getrandbits(64):x}.py" for n in range(1000)]
+    functions = [named("odd", file) for file in files]
+    profile(lambda: [function() for function in functions])()
 
     parts = lines.of("profile")
     assert len(parts) > 2
@@ -551,7 +487,7 @@ def test_a_large_profile_comes_in_numbered_lines_shorter_than_4_kb(
 
 
 def test_every_limits_how_often_a_profile_is_made(
-    profilers: list[cProfile.Profile], clock: Clock
+    profilers: Profilers, clock: Clock
 ) -> None:
     profiled = profile(every=60)(clock.tick)
 
@@ -568,15 +504,13 @@ def test_the_profile_of_a_fast_call_is_not_logged(lines: Lines, clock: Clock) ->
     assert [line["seconds"] for line in lines.of("profile")] == [0.125]
 
 
-def test_while_its_logger_is_disabled_nothing_is_profiled(
-    quiet: logging.Logger, profilers: list[cProfile.Profile]
-) -> None:
-    assert profile(logger=quiet)(fill)(3) == 3
+def test_nothing_is_profiled_while_the_logger_is_disabled(profilers: Profilers) -> None:
+    assert profile(level="DEBUG")(fill)(3) == 3
     assert not profilers
 
 
-def test_calls_inside_of_a_profiled_call_run_without_and_are_counted(
-    lines: Lines, profilers: list[cProfile.Profile]
+def test_calls_inside_of_a_profiled_call_are_only_counted(
+    lines: Lines, profilers: Profilers
 ) -> None:
     inner = profile(fill)
 
@@ -608,9 +542,7 @@ def test_a_profiler_that_is_at_work_already_is_left_alone(lines: Lines) -> None:
     assert "part" in lines.of("profile")[-1]
 
 
-async def test_other_tasks_are_not_in_the_profile_of_a_coroutine(
-    profilers: list[cProfile.Profile],
-) -> None:
+async def test_other_tasks_are_not_in_a_profile(profilers: Profilers) -> None:
     @profile
     async def handle() -> int:
         asyncio.get_running_loop().call_soon(fill, 3)
@@ -623,8 +555,8 @@ async def test_other_tasks_are_not_in_the_profile_of_a_coroutine(
     assert calls["fill"] == 3  # those of busy()
 
 
-async def test_concurrent_coroutines_all_finish_and_one_is_profiled(
-    lines: Lines, profilers: list[cProfile.Profile]
+async def test_one_of_several_concurrent_calls_is_profiled(
+    lines: Lines, profilers: Profilers
 ) -> None:
     profiled = profile(coroutine)
     results = await asyncio.gather(
@@ -642,30 +574,6 @@ def test_a_call_that_raises_is_profiled_and_frees_the_profiler(lines: Lines) -> 
             profile(fail)()
 
     assert len({line["id"] for line in lines.of("profile")}) == 2
-
-
-@needs_fork
-def test_a_child_forked_in_a_profiled_call_can_be_profiled(tmp_path: Path) -> None:
-    program = """
-        @profile
-        def outer():
-            if os.fork():
-                os.wait()
-
-        @profile
-        def inner():
-            pass
-
-        outer()
-        inner()
-    """
-    profiles = [record for record in run_program(program, tmp_path) if "id" in record]
-
-    names = {(record["pid"], record["name"]) for record in profiles}
-    assert len({pid for pid, _ in names}) == 2
-    assert sorted(name for _, name in names) == (
-        ["program.inner"] * 2 + ["program.outer"] * 2
-    )
 
 
 @needs_fork
@@ -701,9 +609,9 @@ def test_a_child_forked_beside_a_profiled_call_can_be_profiled(tmp_path: Path) -
 async def test_a_decorated_call_gives_what_the_bare_call_gives(
     decorator: Function, kind: Function
 ) -> None:
-    bare = await result_of(kind, act=list)
+    bare = await result_of(kind, act=itertools.count(7).__next__)
 
-    assert await result_of(decorator(kind), act=list) == bare
+    assert await result_of(decorator(kind), act=itertools.count(7).__next__) == bare
 
 
 async def test_an_exception_arrives_as_it_was_raised(
@@ -756,9 +664,7 @@ def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
     assert branch.static_outside(7) == Branch.static_outside(7) == 7
 
 
-def test_callables_without_a_name_or_code_are_decorated_too(
-    decorator: Function,
-) -> None:
+def test_callables_without_name_or_code_are_decorated_too(decorator: Function) -> None:
     class Negate:
         def __call__(self, value: int) -> int:
             return -value
@@ -766,7 +672,7 @@ def test_callables_without_a_name_or_code_are_decorated_too(
     assert decorator(len)([1, 2]) == 2
     assert decorator(str.upper)("a") == "A"
     assert decorator(functools.partial(pow, 2))(5) == 32
-    assert list(decorator(functools.partial(generator, str))()) == [1, ""]
+    assert list(decorator(functools.partial(generator, str))()) == ["", ""]
     assert decorator(Negate())(5) == -5
 
 
@@ -843,7 +749,7 @@ async def run_steps(steps_of: Any, steps: list[tuple[Any, ...]]) -> list[Any]:
     ],
 )
 @pytest.mark.parametrize("func", [recording, awaiting, async_recording])
-async def test_send_throw_and_close_have_the_same_effect_as_on_the_bare_function(
+async def test_send_throw_and_close_do_what_they_do_to_the_bare_function(
     decorator: Function, steps: list[Any], func: Function
 ) -> None:
     bare = await run_steps(func(), steps)
@@ -851,7 +757,7 @@ async def test_send_throw_and_close_have_the_same_effect_as_on_the_bare_function
     assert await run_steps(decorator(func)(), steps) == bare
 
 
-async def test_a_coroutine_made_by_types_coroutine_can_still_be_awaited(
+async def test_the_result_of_types_coroutine_can_be_awaited(
     decorator: Function,
 ) -> None:
     @decorator
@@ -872,23 +778,13 @@ class Thing(Exception):
         self.alive.add(self)
 
 
-def things() -> Iterator[Thing]:
-    while True:
-        yield Thing()
-
-
-async def async_things() -> AsyncGenerator[Thing, None]:
-    while True:
-        yield Thing()
-
-
 async def an_argument(decorator: Function) -> None:
     for kind in KINDS:
         await result_of(decorator(kind), functools.partial(id, Thing()))
 
 
 async def what_a_generator_yields_and_catches(decorator: Function) -> None:
-    steps = decorator(things)()
+    steps = decorator(generator)(Thing)
     next(steps)
     assert not Thing.alive
     with contextlib.suppress(Thing):
@@ -896,7 +792,7 @@ async def what_a_generator_yields_and_catches(decorator: Function) -> None:
 
 
 async def what_an_async_generator_yields_and_catches(decorator: Function) -> None:
-    steps = decorator(async_things)()
+    steps = decorator(async_generator)(Thing)
     await anext(steps)
     assert not Thing.alive
     with contextlib.suppress(Thing):
@@ -957,7 +853,7 @@ async def dropping_async_generator(thing: Thing) -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "func", [dropping_coroutine, dropping_generator, dropping_async_generator]
 )
-async def test_a_suspendable_function_can_release_its_arguments(
+async def test_a_function_can_release_its_arguments_early(
     decorator: Function, func: Function
 ) -> None:
     alive = [n async for n in items_of(decorator(func)(Thing()))]
@@ -1018,9 +914,7 @@ def test_invalid_options_raise_at_once(
         decorator(**options)(function)
 
 
-def test_decorators_are_switched_off_by_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_decorators_can_be_switched_off(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(decorators, "OFF", True)
 
     assert timeit(function) is function
@@ -1052,7 +946,7 @@ def test_the_lines_of_two_intervals_add_up(lines: Lines, clock: Clock) -> None:
     assert [line["hits"] for line in written] == [1, 2, 0]
 
 
-def test_a_line_that_is_due_flushes_all_others_that_are_due(
+def test_a_line_that_is_due_flushes_all_that_are_due(
     lines: Lines, clock: Clock
 ) -> None:
     rare, later = timeit(every=60)(abs), timeit(every=61)(abs)
@@ -1111,17 +1005,15 @@ def test_no_call_of_many_threads_is_lost(lines: Lines) -> None:
 @pytest.mark.parametrize("decorator", [timeit(every=3600), cache_profile(every=3600)])
 def test_counting_takes_constant_memory(decorator: Function) -> None:
     decorated = decorator(function)
-    tracemalloc.start()
+    before = sys.getallocatedblocks()
     for _ in range(10_000):
         decorated()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
 
-    assert peak < 300_000
+    assert sys.getallocatedblocks() - before < 5_000
 
 
-def test_counting_that_is_interrupted_by_a_call_does_not_wait_for_itself(
-    lines: Lines, monkeypatch: pytest.MonkeyPatch
+def test_counting_may_be_interrupted_by_a_call(
+    lines: Lines, monkeypatch: MonkeyPatch
 ) -> None:
     # As a signal handler or a destructor may, which can come anywhere.
     class Interrupted(decorators.Times):
@@ -1155,11 +1047,15 @@ def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) 
             for n in range(count):
                 list(work(n))
 
+        @profile
+        def fork():
+            return os.fork()
+
         if __name__ == "__main__":
             calls(2000)  # enough to be counted before the fork
             how = sys.argv[1]
             if how == "os.fork":
-                if os.fork() == 0:
+                if fork() == 0:
                     calls(1)
                     sys.exit()
                 os.wait()
@@ -1171,10 +1067,9 @@ def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) 
     """
     found = run_program(program, tmp_path, how)
 
-    assert sorted(record["calls"] for record in found) == [1, 1, 2003, 2003]
-    assert len({(record["pid"], record["calls"]) for record in found}) == 2
-    for record in found:
-        assert record.get("inside", 0) <= record["total"]
+    calls = [(record["pid"], record["calls"]) for record in found if "calls" in record]
+    assert sorted(n for _, n in calls) == [1, 1, 2003, 2003]
+    assert len(set(calls)) == 2
 
 
 @pytest.mark.parametrize(
@@ -1188,8 +1083,8 @@ def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) 
     ids=["uniform", "lognormal", "two-peaks", "one-value"],
 )
 @pytest.mark.parametrize("calls", [1, 2, 10, 1000])
-def test_a_quantile_is_no_more_than_a_twentieth_off(
-    draw: Callable[[random.Random], float], calls: int, lines: Lines, clock: Clock
+def test_a_quantile_is_at_most_a_twentieth_off(
+    draw: Function, calls: int, lines: Lines, clock: Clock
 ) -> None:
     rng = random.Random(calls)
     sample = sorted(round(draw(rng), 9) for _ in range(calls))
@@ -1206,7 +1101,7 @@ def test_a_quantile_is_no_more_than_a_twentieth_off(
     assert line["max"] == pytest.approx(sample[-1])
 
 
-def test_a_histogram_of_very_many_buckets_still_fits_into_a_line(
+def test_a_histogram_of_many_buckets_fits_into_a_line(
     lines: Lines, clock: Clock
 ) -> None:
     timed = timeit(every=1e15)(clock.tick)
@@ -1284,8 +1179,11 @@ def sampled(sampled_log: Path, read: Read) -> Tables:
     return read(log=sampled_log.read_bytes())[1]
 
 
+Stacks = list[list[str]]
+
+
 @pytest.fixture
-def sampled_stacks(sampled_log: Path) -> list[list[str]]:
+def sampled_stacks(sampled_log: Path) -> Stacks:
     """The names of the functions of each stack, the outermost first."""
     return [
         [record["frames"][n].split(" ")[0] for n in stack]
@@ -1315,13 +1213,13 @@ def test_samples_tell_threads_that_wait_from_those_that_run(sampled: Tables) -> 
 
 
 def test_samples_show_the_coroutines_of_the_running_task(
-    sampled_stacks: list[list[str]],
+    sampled_stacks: Stacks,
 ) -> None:
     assert ["outer", "inner", "spin"] in [stack[-3:] for stack in sampled_stacks]
 
 
 def test_every_line_of_samples_is_shorter_than_4_kb(
-    sampled_log: Path, sampled_stacks: list[list[str]]
+    sampled_log: Path, sampled_stacks: Stacks
 ) -> None:
     lines = sampled_log.read_text().splitlines()
 
@@ -1344,16 +1242,12 @@ def test_a_forked_child_samples_itself(sampled_log: Path) -> None:
     assert len(pids) == 2
 
 
-def test_sampling_logs_counts_of_functions_that_are_not_called_again(
-    sampled: Tables,
-) -> None:
+def test_sampling_logs_the_counts_of_rarely_called_functions(sampled: Tables) -> None:
     # The process was killed, without a line at exit.
     assert [row["name"] for row in sampled["functions"]] == ["program.rare"]
 
 
-def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
-    tmp_path: Path,
-) -> None:
+def test_a_program_does_not_end_amid_the_lines_of_samples(tmp_path: Path) -> None:
     program = """
         class SlowHandler(logging.FileHandler):
             def emit(self, record):
@@ -1374,7 +1268,7 @@ def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
 # --- how lines are written ------------------------------------------------------------
 
 
-def test_every_line_says_which_function_where_and_which_process(
+def test_every_line_says_which_function_and_process(
     decorator: Function, lines: Lines
 ) -> None:
     decorator(function)()
@@ -1412,17 +1306,8 @@ def test_lines_go_to_the_logger_and_level_they_are_given(lines: Lines) -> None:
     assert not lines.messages
 
 
-def named(name: str, file: str = "odd.py") -> Function:
-    """A function of that name in that file."""
-    scope: dict[str, Any] = {"__name__": "odd"}
-    exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
-    scope["function"].__qualname__ = name
-    result: Function = scope["function"]
-    return result
-
-
 @pytest.mark.parametrize("name", ["a" * 9000, "é" * 9000, "\U0001f600" * 9000])
-def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
+def test_a_line_is_short_and_ascii_whatever_the_name(
     decorator: Function, name: str, lines: Lines
 ) -> None:
     decorator(named(name, name))()
@@ -1434,48 +1319,40 @@ def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
 
 
 @pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
-def test_odd_names_survive_the_way_through_the_log(
-    name: str, lines: Lines, read: Read
-) -> None:
+def test_odd_names_pass_through_the_log(name: str, lines: Lines, read: Read) -> None:
     timeit(named(name))()
 
     _, found, _ = read(*lines.messages)
     assert [row["name"] for row in found["functions"]] == [f"odd.{name}"]
 
 
-def test_a_raising_filter_does_not_break_a_call(decorator: Function) -> None:
-    def raising(record: logging.LogRecord) -> NoReturn:
-        raise Failure
+def test_a_raising_filter_does_not_break_a_call(
+    decorator: Function, lines: Lines
+) -> None:
+    lines.addFilter(lambda record: fail())
 
-    handler = Lines()
-    handler.addFilter(raising)
-    with logging_to(handler):
-        assert decorator(function)() == 0
-        decorators.flush()
+    assert decorator(function)() == 0
+    decorators.flush()
 
 
-def test_a_handler_may_be_decorated_itself(decorator: Function) -> None:
-    class Decorated(Lines):
-        emit = decorator(Lines.emit)
+def test_a_handler_may_be_decorated_itself(
+    decorator: Function, lines: Lines, monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "emit", decorator(lines.emit))
 
-    handler = Decorated()
-    with logging_to(handler):
-        assert timeit(function)() == 0
-    # Beside it there may be lines of functions of earlier tests.
-    names = [line["name"] for line in handler.of("timeit")]
+    assert timeit(function)() == 0
+    names = [line["name"] for line in lines.of("timeit")]
     assert names.count(f"{__name__}.function") == 1
 
 
-def test_counts_that_are_due_while_a_line_is_logged_are_not_lost() -> None:
-    class Decorated(Lines):
-        emit = timeit(every=1e-9)(Lines.emit)
+def test_counts_that_are_due_while_a_line_is_logged_are_kept(
+    lines: Lines, monkeypatch: MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "emit", timeit(every=1e-9)(lines.emit))
+    for _ in range(5):
+        timeit(function)()
 
-    handler = Decorated()
-    with logging_to(handler):
-        for _ in range(5):
-            timeit(function)()
-        decorators.flush()
-    counts = [line["calls"] for line in handler.of("timeit") if "calls" in line]
+    counts = [line.get("calls", 0) for line in lines.flushed("timeit")]
     assert sum(counts) >= 5
 
 
@@ -1552,15 +1429,14 @@ def test_the_json_has_the_keys_it_promises(read: Read) -> None:
     place = {"name", "file", "line"}
     times = {"total", "mean", "p50", "p95", "p99", "max", "cpu_share", "inside_share"}
     hits = {"hits", "hits_unbounded", "hits_share", "hits_unbounded_share"}
+    hits |= {"distinct", "unhashable"}
     shares = {"own_share", "total_share", "waiting_share", "frame"}
     assert {key: set(row) for key, (row,) in found.items()} == {
         "sampling": {"samples", "seconds", "missed", "cpu", "rest"},
         "sampled_functions": shares,
         "sampled_lines": shares,
         "functions": place | {"calls", "errors", "partly"} | times,
-        "caches": place
-        | {"maxsize", "calls", "distinct", "unhashable", "total", "saved"}
-        | hits,
+        "caches": place | hits | {"maxsize", "calls", "total", "saved"},
         "profiles": place | {"id", "seconds", "complete", "slowest"},
         "skipped": place | {"reason", "calls"},
     }
@@ -1583,7 +1459,7 @@ def test_calls_are_added_up_by_function_and_place(read: Read) -> None:
     assert (other["line"], other["cpu_share"]) == (7, 1.0)
 
 
-def test_lines_of_intervals_and_of_calls_are_added_up_alike(
+def test_lines_of_intervals_and_of_calls_add_up_alike(
     lines: Lines, clock: Clock, read: Read
 ) -> None:
     durations = [random.Random(n).lognormvariate(-3, 1) for n in range(500)]
@@ -1637,7 +1513,7 @@ STACKS = [
 def test_stacks_are_written_for_flame_graphs(read: Read, tmp_path: Path) -> None:
     out = tmp_path / "collapsed"
 
-    read(*sampling_lines(*STACKS) * 2, options=("--collapsed", str(out)))
+    read(*sampling_lines(*STACKS) * 2, options=["--collapsed", out])
     assert sorted(out.read_text().splitlines()) == [
         "(waiting);main (a.py:1);idle (b.py:3) 180",
         "main (a.py:1);work (a.py:5) 60",
@@ -1646,49 +1522,40 @@ def test_stacks_are_written_for_flame_graphs(read: Read, tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("", ""),
-        ("2026-01-01 12:00:00,000 INFO MainThread ", ""),
-        ("<13>1 2026-01-01T12:00:00Z host app 123 - - ", ""),
-        ("Jan  1 12:00:00 host app[123]: INFO:decorators:", ""),
-        ("[{ odd } timeit { } profile] ", ""),
-        ("", " request=4711"),
-        ('shipper="x" msg=', ' | {"more": 1}'),
-        ("\x1b[32mINFO\x1b[0m ", "\x1b[0m"),
-        ("\x1b[32m", "\x1b[0m"),
-        ("é☃ ", "\r"),
-    ],
-)
-def test_what_is_before_and_after_on_a_line_does_not_matter(
-    before: str, after: str, read: Read
-) -> None:
-    lines = [before + line + after for line in (timed_line(), cache_line())]
-
-    status, found, err = read(*lines)
-
-    assert (status, err) == (0, "")
-    assert found["functions"][0]["calls"] == found["caches"][0]["calls"] / 10 == 1
-
-
 def in_json(line: str) -> str:
     return json.dumps({"log": line + "\n", "stream": "stdout"})
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("prefix", ["", "INFO\t", "first line\n", "\x1b[32m"])
-def test_lines_inside_of_json_logs_are_found(
-    depth: int, prefix: str, read: Read
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        "@",
+        "2026-01-01 12:00:00,000 INFO MainThread @",
+        "<13>1 2026-01-01T12:00:00Z host app 123 - - @",
+        "Jan  1 12:00:00 host app[123]: INFO:decorators:@",
+        "[{ odd } timeit { } profile] @",
+        "@ request=4711",
+        'shipper="x" msg=@ | {"more": 1}',
+        "\x1b[32mINFO\x1b[0m @\x1b[0m",
+        "\x1b[32m@\x1b[0m",
+        "INFO\t@",
+        "first line\n@",
+        "é☃ @\r",
+    ],
+)
+@pytest.mark.parametrize("json_depth", [0, 1, 2, 3])
+def test_lines_are_found_whatever_is_around_them(
+    envelope: str, json_depth: int, read: Read
 ) -> None:
-    lines = [prefix + line for line in (timed_line(), cache_line(), *profile_lines())]
-    for _ in range(depth):
+    lines = [timed_line(), cache_line(), *profile_lines()]
+    lines = [envelope.replace("@", line) for line in lines]
+    for _ in range(json_depth):
         lines = [in_json(line) for line in lines]
 
     status, found, err = read(*lines)
 
     assert (status, err) == (0, "")
-    assert found["functions"] and found["caches"]
+    assert found["functions"][0]["calls"] == found["caches"][0]["calls"] / 10 == 1
     assert found["profiles"][0]["complete"]
 
 
@@ -1734,9 +1601,7 @@ DAMAGED_LINES: dict[str, str] = {
 
 
 @pytest.mark.parametrize("line", DAMAGED_LINES.values(), ids=[*DAMAGED_LINES])
-def test_a_damaged_line_is_reported_and_not_even_half_counted(
-    line: str, read: Read
-) -> None:
+def test_a_damaged_line_is_not_even_half_counted(line: str, read: Read) -> None:
     fine = [timed_line(), interval_line(), cache_line()]
     _, expected, _ = read(*fine)
 
@@ -1747,16 +1612,16 @@ def test_a_damaged_line_is_reported_and_not_even_half_counted(
         assert found[table] == expected[table]
 
 
-def test_of_two_lines_that_ran_into_each_other_the_whole_one_counts(read: Read) -> None:
+def test_of_two_lines_that_ran_together_the_whole_one_counts(read: Read) -> None:
     _, found, err = read(timed_line()[:50] + timed_line(name="shop.other"))
 
     assert [row["name"] for row in found["functions"]] == ["shop.other"]
     assert "damaged lines left out: 1" in err
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
-def test_rotated_logs_can_be_given_in_any_order(
-    order: tuple[int, ...], tmp_path: Path, run_main: Main
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_rotated_logs_can_be_read_in_any_order(
+    order: list[int], tmp_path: Path, run_main: Main
 ) -> None:
     logs = [tmp_path / name for name in ("app.log", "app.log.1", "app.log.2.gz")]
     for log, part in zip(logs, profile_lines()):
@@ -1808,15 +1673,13 @@ def test_a_damaged_profile_is_marked_and_not_written(
     damaged: list[str], read: Read, tmp_path: Path
 ) -> None:
     fine = profile_lines(name="shop.fine", id="ba9876543210")
-    options = ("--pstats", str(tmp_path / "out"))
-    status, found, _ = read(*damaged, *fine, options=options)
+    out = tmp_path / "out"
+    status, found, _ = read(*damaged, *fine, options=["--pstats", out])
 
     assert status == 0
     complete = {row["name"]: row["complete"] for row in found["profiles"]}
     assert complete == {"shop.handle": False, "shop.fine": True}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [
-        "shop.fine-ba9876543210.pstats"
-    ]
+    assert [*out.iterdir()] == [out / "shop.fine-ba9876543210.pstats"]
 
 
 @pytest.mark.parametrize(
@@ -1828,7 +1691,7 @@ def test_the_file_of_a_profile_stays_in_its_folder(
     out = tmp_path / "deep" / "er" / "out"
 
     lines = profile_lines(name=name, id=f"../../{name}")
-    status, _, _ = read(*lines, options=("--pstats", str(out)))
+    status, _, _ = read(*lines, options=["--pstats", out])
 
     assert status == 0
     (file,) = out.iterdir()
@@ -1836,9 +1699,7 @@ def test_the_file_of_a_profile_stays_in_its_folder(
     assert sorted(tmp_path.iterdir()) == [tmp_path / "app.log", tmp_path / "deep"]
 
 
-def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
-    tmp_path: Path,
-) -> None:
+def test_a_log_without_line_ends_is_read_in_pieces(tmp_path: Path) -> None:
     log = tmp_path / "app.log"
     log.write_bytes(bytes(1_000_000))
 
@@ -1850,11 +1711,14 @@ def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
 # --- tables ---------------------------------------------------------------------------
 
 
+Show = Callable[..., str]
+
+
 @pytest.fixture
-def show(tmp_path: Path, run_main: Main) -> Callable[..., str]:
+def show(tmp_path: Path, run_main: Main) -> Show:
     """Write lines to a log and read it: what is printed for people."""
 
-    def show(*lines: str, options: Iterable[str] = ()) -> str:
+    def show(*lines: str, options: Iterable[object] = ()) -> str:
         log = tmp_path / "app.log"
         log.write_text("\n".join(lines))
         status, out, err = run_main(log, *options)
@@ -1864,7 +1728,7 @@ def show(tmp_path: Path, run_main: Main) -> Callable[..., str]:
     return show
 
 
-def test_the_tables_are_for_people(show: Callable[..., str]) -> None:
+def test_the_tables_are_for_people(show: Show) -> None:
     lines = [
         timed_line(),
         timed_line(name="shop.ship", seconds=0.125, slower_than=0.1, inside=0.025),
@@ -1898,12 +1762,12 @@ calls                       reason  function
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (
-            [],
-            """\
+def test_samples_are_added_up_by_function_and_by_line(show: Show) -> None:
+    assert (
+        show(*sampling_lines(*STACKS))
+        == """\
+100 samples in 1 s, 1 missed, 2 rare stacks left out; they took 1.00% of a processor
+
 == sampled functions
   own  total  waiting  frame
 60.0%  60.0%     0.0%  work (a.py)
@@ -1916,76 +1780,50 @@ calls                       reason  function
 20.0%  20.0%     0.0%  work (a.py:6)
  0.0%  60.0%    90.0%  main (a.py:1)
  0.0%   0.0%    90.0%  idle (b.py:3)
-""",
-        ),
-        (
-            ["--sort", "waiting", "--top", "1"],
-            """\
-== sampled functions
- own  total  waiting  frame
-0.0%  60.0%    90.0%  main (a.py)
-
-== sampled lines
- own  total  waiting  frame
-0.0%  60.0%    90.0%  main (a.py:1)
-""",
-        ),
-    ],
-)
-def test_samples_are_added_up_by_function_and_by_line(
-    options: list[str], expected: str, show: Callable[..., str]
-) -> None:
-    first, _, shown = show(*sampling_lines(*STACKS), options=options).split("\n", 2)
-
-    assert first == (
-        "100 samples in 1 s, 1 missed, 2 rare stacks left out; "
-        "they took 1.00% of a processor"
+"""
     )
-    assert shown == expected
 
 
 @pytest.mark.parametrize(
-    ("sort", "functions", "caches"),
+    ("sort", "functions", "caches", "sampled"),
     [
-        ("", "abc", "ab"),
-        ("total", "abc", "ba"),
-        ("mean", "cab", "ab"),
-        ("p95", "cab", "ab"),
-        ("max", "cab", "ab"),
-        ("calls", "bac", "ba"),
-        ("saved", "abc", "ab"),
+        ("", "abc", "ab", "wmi"),
+        ("total", "abc", "ba", "mwi"),
+        ("waiting", "abc", "ab", "miw"),
+        ("mean", "cab", "ab", "wmi"),
+        ("calls", "bac", "ba", "wmi"),
+        ("saved", "abc", "ab", "wmi"),
     ],
 )
 def test_rows_are_sorted_by_a_column_if_their_table_has_it(
-    sort: str, functions: str, caches: str, read: Read
+    sort: str, functions: str, caches: str, sampled: str, read: Read
 ) -> None:
     lines = [timed_line(name="b", seconds=1.0)] * 3
     lines += [timed_line(name="a", seconds=2.0)] * 2
     lines += [timed_line(name="c", seconds=2.5), cache_line(name="a")]
     lines += [cache_line(name="b", calls=20, total=9.0, saved=1.0)]
+    lines += sampling_lines(*STACKS, (1, False, "main (a.py:1)"))
 
-    _, found, _ = read(*lines, options=("--sort", sort) if sort else ())
+    _, found, _ = read(*lines, options=["--sort", sort] if sort else [])
     assert "".join(row["name"] for row in found["functions"]) == functions
     assert "".join(row["name"] for row in found["caches"]) == caches
+    assert "".join(row["frame"][0] for row in found["sampled_functions"]) == sampled
 
 
-def test_a_table_has_20_rows_and_the_json_all(
-    show: Callable[..., str], read: Read
-) -> None:
+def test_a_table_has_20_rows_and_the_json_all(show: Show, read: Read) -> None:
     lines = [timed_line(name=f"shop.f{n}") for n in range(30)]
 
     assert show(*lines).count("shop.f") == 20
+    assert show(*lines, options=["--top", 3]).count("shop.f") == 3
     assert len(read(*lines)[1]["functions"]) == 30
 
 
-def test_a_name_from_a_log_cannot_control_the_terminal(
-    show: Callable[..., str], tmp_path: Path
-) -> None:
+def test_a_name_cannot_control_the_terminal(show: Show, tmp_path: Path) -> None:
     name, collapsed = "\x1b[2Jevil\r\n", tmp_path / "collapsed"
     lines = [timed_line(name=name), profile_lines(name=name)[0]]
     lines += sampling_lines((1, False, f"{name} (a.py:1)"))
 
-    shown = show(*lines, options=["--collapsed", str(collapsed)])
+    shown = show(*lines, options=["--collapsed", collapsed])
     assert shown.count("?[2Jevil??") == 4
     assert "\x1b" not in shown
     assert collapsed.read_text() == "?[2Jevil?? (a.py:1) 1\n"
@@ -2012,6 +1850,14 @@ def test_a_log_with_nothing_of_ours_gives_exit_status_1(read: Read) -> None:
     assert "no lines from timeit, cache_profile, profile or sampling found" in err
 
 
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A log with one line."""
+    path = tmp_path / "app.log"
+    path.write_text(timed_line(name="shop.fine"))
+    return path
+
+
 PACKED = gzip.compress(timed_line().encode() * 1000)
 UNREADABLE: dict[str, bytes] = {
     "cut-off.gz": PACKED[:-20],
@@ -2023,79 +1869,53 @@ UNREADABLE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_a_log_that_cannot_be_read_gives_status_2_and_the_others_are_read(
-    name: str, tmp_path: Path, run_main: Main
+def test_an_unreadable_log_gives_exit_status_2_and_others_are_read(
+    name: str, log: Path, run_main: Main
 ) -> None:
-    unreadable, fine = tmp_path / name, tmp_path / "app.log"
-    fine.write_text(timed_line(name="shop.fine"))
+    unreadable = log.parent / name
     if content := UNREADABLE[name]:
         unreadable.write_bytes(content)
     elif name == "folder":
         unreadable.mkdir()
 
-    status, out, err = run_main(unreadable, fine, "--json")
+    status, out, err = run_main(unreadable, log, "--json")
     assert status == 2
     assert "shop.fine" in [row["name"] for row in json.loads(out)["functions"]]
     assert err.startswith(f"decorators.py: {unreadable}: ")
     assert len(err.splitlines()) <= 2
 
 
-@pytest.mark.parametrize(
-    ("option", "error"),
-    [
-        ("--pstats", "[Errno 17] File exists"),
-        ("--collapsed", "[Errno 21] Is a directory"),
-    ],
-)
-def test_a_file_that_cannot_be_written_gives_exit_status_2(
-    option: str, error: str, tmp_path: Path, run_main: Main
+def test_a_folder_that_cannot_be_written_gives_exit_status_2(
+    log: Path, run_main: Main
 ) -> None:
-    log = tmp_path / "app.log"
-    log.write_text("\n".join(profile_lines()))
-    target = log if option == "--pstats" else tmp_path
+    status, _, err = run_main(log, "--pstats", log)
 
-    status, _, err = run_main(log, option, target)
-    assert (status, err) == (2, f"decorators.py: {error}: '{target}'\n")
+    assert (status, err) == (2, f"decorators.py: [Errno 17] File exists: '{log}'\n")
 
 
-def test_a_reader_of_the_output_may_leave_early(
-    tmp_path: Path, run_main: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = tmp_path / "app.log"
-    log.write_text(timed_line())
+def test_a_reader_of_the_output_may_leave_early(log: Path, run_main: Main) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-
-    with open(writer, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
+    with open(writer, "w") as pipe, contextlib.redirect_stdout(pipe):
         assert run_main(log) == (0, "", "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_an_output_that_is_full_gives_exit_status_2(
-    tmp_path: Path, run_main: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = tmp_path / "app.log"
-    log.write_text(timed_line())
-
-    with open("/dev/full", "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
+def test_an_output_that_is_full_gives_exit_status_2(log: Path, run_main: Main) -> None:
+    with open("/dev/full", "w") as full, contextlib.redirect_stdout(full):
         status, _, err = run_main(log)
-    assert status == 2
-    assert err == "decorators.py: [Errno 28] No space left on device\n"
+
+    assert (status, err) == (2, "decorators.py: [Errno 28] No space left on device\n")
 
 
-def test_names_that_the_terminal_cannot_show_are_escaped(
-    show: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_the_terminal_cannot_show_are_escaped(show: Show) -> None:
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
-    show(timed_line(name="shop.größe"))
+    with contextlib.redirect_stdout(io.TextIOWrapper(written, "ascii")):
+        show(timed_line(name="shop.größe"))
+        assert rb"shop.gr\xf6\xdfe" in written.getvalue()
 
-    assert rb"shop.gr\xf6\xdfe" in written.getvalue()
 
-
-def test_an_interrupt_gives_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_gives_exit_status_130(monkeypatch: MonkeyPatch) -> None:
     def interrupted(path: str) -> Iterator[bytes]:
         raise KeyboardInterrupt
 
@@ -2105,7 +1925,7 @@ def test_an_interrupt_gives_exit_status_130(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_demo_reports_every_call_of_a_program(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Main
+    tmp_path: Path, monkeypatch: MonkeyPatch, run_main: Main
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -2118,20 +1938,18 @@ def test_the_demo_reports_every_call_of_a_program(
     assert calls == {"shop.exchange_rate": 60, "shop.tax": 183_000}
     (cache,) = found["caches"]
     assert (cache["calls"], cache["distinct"], cache["hits"]) == (60, 3, 57)
-    assert {(row["name"], row["complete"]) for row in found["profiles"]} == {
-        ("shop.handle", True)
-    }
+    profiles = {(row["name"], row["complete"]) for row in found["profiles"]}
+    assert profiles == {("shop.handle", True)}
     assert "main (shop.py)" in [row["frame"] for row in found["sampled_functions"]]
 
 
-def test_the_script_reads_standard_input_and_needs_only_the_standard_library(
-    tmp_path: Path,
-) -> None:
+def test_the_script_needs_only_the_standard_library(tmp_path: Path) -> None:
     # Alone in a folder, with no site-packages.
     alone = shutil.copy(SCRIPT, tmp_path / "decorators.py")
+    command = [sys.executable, "-I", "-S", "-W", "error", alone, "-"]
     log = gzip.compress(timed_line().encode())
 
-    done = run("-I", "-S", "-W", "error", alone, "-", stdin=log)
+    done = subprocess.run(command, input=log, capture_output=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"shop.pay" in done.stdout
