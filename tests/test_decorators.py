@@ -16,6 +16,7 @@ import logging
 import os
 import pstats
 import random
+import runpy
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,85 @@ def read(tmp_path: Path, run_main: Main) -> Read:
         return status, json.loads(out), err
 
     return read
+
+
+# --- the decorators -------------------------------------------------------------------
+
+
+def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
+    class Shop:
+        method = decorator(lambda self: self)
+        class_inside: Any = classmethod(decorator(lambda cls: cls))
+        class_outside = decorator(classmethod(lambda cls: cls))
+        static_inside = staticmethod(decorator(lambda value: value))
+        static_outside = decorator(staticmethod(lambda value: value))
+
+    class Branch(Shop):
+        pass
+
+    branch = Branch()
+    assert branch.method() is branch
+    assert branch.class_inside() is Branch.class_inside() is Branch
+    assert branch.class_outside() is Branch.class_outside() is Branch
+    assert branch.static_inside(7) == Branch.static_inside(7) == 7
+    assert branch.static_outside(7) == Branch.static_outside(7) == 7
+
+
+def test_callables_without_name_or_code_are_decorated_too(decorator: Function) -> None:
+    class Negate:
+        def __call__(self, value: int) -> int:
+            return -value
+
+    assert decorator(len)([1, 2]) == 2
+    assert decorator(str.upper)("a") == "A"
+    assert decorator(functools.partial(pow, 2))(5) == 32
+    assert list(decorator(functools.partial(generator, str))()) == ["", ""]
+    assert decorator(Negate())(5) == -5
+
+
+@pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
+def test_what_is_not_a_function_is_refused_at_once(
+    decorator: Function, target: Any
+) -> None:
+    with pytest.raises(TypeError, match="decorate functions and methods"):
+        decorator(target)
+
+
+def sampling(**options: Any) -> Function:
+    return lambda _: start_sampling(**options)
+
+
+@pytest.mark.parametrize(
+    ("decorator", "options"),
+    [
+        (timeit, {"slower_than": -1}),
+        (timeit, {"slower_than": float("nan")}),
+        (timeit, {"slower_than": 1, "every": 60}),
+        (timeit, {"every": 0}),
+        (timeit, {"every": float("nan")}),
+        (timeit, {"level": "LOUD"}),
+        (cache_profile, {"every": -1}),
+        (profile, {"slower_than": -1}),
+        (profile, {"every": -1}),
+        (sampling, {"interval": 0}),
+        (sampling, {"every": -1}),
+    ],
+)
+def test_invalid_options_raise_at_once(
+    decorator: Function, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="=|LOUD"):
+        decorator(**options)(function)
+
+
+def test_the_environment_switches_everything_off(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setenv("DECORATORS", "off")
+    script = runpy.run_path(str(SCRIPT))
+
+    assert script["timeit"](function) is function
+    assert script["profile"](slower_than=1)(function) is function
+    script["start_sampling"]()
+    assert "sampling" not in [thread.name for thread in threading.enumerate()]
 
 
 # --- timeit ---------------------------------------------------------------------------
@@ -645,45 +725,6 @@ def test_a_decorated_function_looks_like_the_bare_one(
         assert is_kind(decorated) == is_kind(kind)
 
 
-def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
-    class Shop:
-        method = decorator(lambda self: self)
-        class_inside: Any = classmethod(decorator(lambda cls: cls))
-        class_outside = decorator(classmethod(lambda cls: cls))
-        static_inside = staticmethod(decorator(lambda value: value))
-        static_outside = decorator(staticmethod(lambda value: value))
-
-    class Branch(Shop):
-        pass
-
-    branch = Branch()
-    assert branch.method() is branch
-    assert branch.class_inside() is Branch.class_inside() is Branch
-    assert branch.class_outside() is Branch.class_outside() is Branch
-    assert branch.static_inside(7) == Branch.static_inside(7) == 7
-    assert branch.static_outside(7) == Branch.static_outside(7) == 7
-
-
-def test_callables_without_name_or_code_are_decorated_too(decorator: Function) -> None:
-    class Negate:
-        def __call__(self, value: int) -> int:
-            return -value
-
-    assert decorator(len)([1, 2]) == 2
-    assert decorator(str.upper)("a") == "A"
-    assert decorator(functools.partial(pow, 2))(5) == 32
-    assert list(decorator(functools.partial(generator, str))()) == ["", ""]
-    assert decorator(Negate())(5) == -5
-
-
-@pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
-def test_what_is_not_a_function_is_refused_at_once(
-    decorator: Function, target: Any
-) -> None:
-    with pytest.raises(TypeError, match="decorate functions and methods"):
-        decorator(target)
-
-
 def recording() -> Generator[Any, Any, Any]:
     """Records what is sent and thrown."""
     try:
@@ -885,42 +926,6 @@ def test_recursion_and_threads_do_not_disturb_each_other(decorator: Function) ->
     run_in_threads(lambda: results.append(fibonacci(10)))
 
     assert results == [55] * 4
-
-
-def sampling(**options: Any) -> Function:
-    return lambda _: start_sampling(**options)
-
-
-@pytest.mark.parametrize(
-    ("decorator", "options"),
-    [
-        (timeit, {"slower_than": -1}),
-        (timeit, {"slower_than": float("nan")}),
-        (timeit, {"slower_than": 1, "every": 60}),
-        (timeit, {"every": 0}),
-        (timeit, {"every": float("nan")}),
-        (timeit, {"level": "LOUD"}),
-        (cache_profile, {"every": -1}),
-        (profile, {"slower_than": -1}),
-        (profile, {"every": -1}),
-        (sampling, {"interval": 0}),
-        (sampling, {"every": -1}),
-    ],
-)
-def test_invalid_options_raise_at_once(
-    decorator: Function, options: dict[str, Any]
-) -> None:
-    with pytest.raises(ValueError, match="=|LOUD"):
-        decorator(**options)(function)
-
-
-def test_decorators_can_be_switched_off(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(decorators, "OFF", True)
-
-    assert timeit(function) is function
-    assert profile(slower_than=1)(function) is function
-    start_sampling()
-    assert "sampling" not in [thread.name for thread in threading.enumerate()]
 
 
 # --- counts that are logged once an interval ------------------------------------------
@@ -1152,6 +1157,7 @@ SAMPLED = """
         logging.getLogger().addHandler(Reports())
         start_sampling(every=0.1)
         start_sampling()
+        assert [t.name for t in threading.enumerate()].count("sampling") == 1
         threading.Thread(target=sleep, daemon=True).start()
         threading.Thread(target=wait, daemon=True).start()
         rare()
@@ -1196,6 +1202,7 @@ def test_samples_show_what_computes(sampled: Tables) -> None:
     rows = {row["frame"]: row for row in sampled["sampled_functions"]}
 
     assert next(iter(rows)) == "spin (program.py)"
+    assert "run (decorators.py)" not in rows  # the sampling thread itself
     assert rows["spin (program.py)"]["total_share"] > 0.3
     assert rows["<module> (program.py)"]["own_share"] < 0.1
     lines = {row["frame"] for row in sampled["sampled_lines"]}
