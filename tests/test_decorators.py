@@ -46,7 +46,7 @@ from decorators import cache_profile, main, profile, start_sampling, timeit
 SCRIPT = Path(decorators.__file__)
 pytestmark = pytest.mark.anyio
 
-Function = Callable[..., Any]
+Func = Callable[..., Any]
 Record = dict[str, Any]
 Tables = dict[str, list[Record]]
 
@@ -119,33 +119,33 @@ def decorator(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def function(act: Function = int) -> Any:
+def function(act: Func = int) -> Any:
     """Call `act` twice."""
     act()
     return act()
 
 
-async def coroutine(act: Function = int) -> Any:
+async def coroutine(act: Func = int) -> Any:
     """Call `act` twice."""
     act()
     await asyncio.sleep(0)
     return act()
 
 
-def generator(act: Function = int) -> Generator[Any, None, None]:
+def generator(act: Func = int) -> Generator[Any, None, None]:
     """Call `act` twice."""
     yield act()
     yield act()
 
 
-async def async_generator(act: Function = int) -> AsyncGenerator[Any, None]:
+async def async_generator(act: Func = int) -> AsyncGenerator[Any, None]:
     """Call `act` twice."""
     yield act()
     await asyncio.sleep(0)
     yield act()
 
 
-KINDS: list[Function] = [function, coroutine, generator, async_generator]
+KINDS: list[Func] = [function, coroutine, generator, async_generator]
 
 
 @pytest.fixture(params=KINDS)
@@ -168,16 +168,16 @@ async def items_of(result: Any) -> AsyncIterator[Any]:
         yield result
 
 
-async def result_of(func: Function, *args: Any, **kwargs: Any) -> list[Any]:
+async def result_of(func: Func, *args: Any, **kwargs: Any) -> list[Any]:
     return [item async for item in items_of(func(*args, **kwargs))]
 
 
-def named(name: str, file: str = "odd.py") -> Function:
+def named(name: str, file: str = "odd.py") -> Func:
     """A function of that name in that file."""
     scope: dict[str, Any] = {"__name__": "odd"}
     exec(compile("def function(): return 1", file, "exec"), scope)  # noqa: S102
     scope["function"].__qualname__ = name
-    result: Function = scope["function"]
+    result: Func = scope["function"]
     return result
 
 
@@ -264,7 +264,7 @@ def read(tmp_path: Path, run_main: Main) -> Read:
 # --- the decorators -------------------------------------------------------------------
 
 
-def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
+def test_methods_of_all_kinds_are_bound_as_usual(decorator: Func) -> None:
     class Shop:
         method = decorator(lambda self: self)
         class_inside: Any = classmethod(decorator(lambda cls: cls))
@@ -283,7 +283,7 @@ def test_methods_of_all_kinds_are_bound_as_usual(decorator: Function) -> None:
     assert branch.static_outside(7) == Branch.static_outside(7) == 7
 
 
-def test_callables_without_name_or_code_are_decorated_too(decorator: Function) -> None:
+def test_callables_without_name_or_code_are_decorated_too(decorator: Func) -> None:
     class Negate:
         def __call__(self, value: int) -> int:
             return -value
@@ -296,14 +296,12 @@ def test_callables_without_name_or_code_are_decorated_too(decorator: Function) -
 
 
 @pytest.mark.parametrize("target", [int, property(lambda self: 1), 7, "name"])
-def test_what_is_not_a_function_is_refused_at_once(
-    decorator: Function, target: Any
-) -> None:
+def test_what_is_not_a_function_is_refused(decorator: Func, target: Any) -> None:
     with pytest.raises(TypeError, match="decorate functions and methods"):
         decorator(target)
 
 
-def sampling(**options: Any) -> Function:
+def sampling(**options: Any) -> Func:
     return lambda _: start_sampling(**options)
 
 
@@ -323,9 +321,7 @@ def sampling(**options: Any) -> Function:
         (sampling, {"every": -1}),
     ],
 )
-def test_invalid_options_raise_at_once(
-    decorator: Function, options: dict[str, Any]
-) -> None:
+def test_invalid_options_are_refused(decorator: Func, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="=|LOUD"):
         decorator(**options)(function)
 
@@ -349,7 +345,7 @@ def test_the_environment_switches_everything_off(monkeypatch: MonkeyPatch) -> No
 )
 @pytest.mark.parametrize("options", [{}, {"every": 60}], ids=["each", "every"])
 async def test_timeit_tells_the_callers_wait_from_the_time_and_cpu_inside(
-    kind: Function,
+    kind: Func,
     waited: float,
     options: dict[str, Any],
     lines: Lines,
@@ -383,9 +379,7 @@ def test_timeit_names_the_exception(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "drop"])
-def test_a_generator_that_is_not_read_to_its_end_did_not_fail(
-    end: str, lines: Lines
-) -> None:
+def test_an_unfinished_generator_has_not_failed(end: str, lines: Lines) -> None:
     steps = timeit(generator)()
     next(steps)
     if end == "close":
@@ -395,9 +389,7 @@ def test_a_generator_that_is_not_read_to_its_end_did_not_fail(
     assert [line["raised"] for line in lines.of("timeit")] == [None]
 
 
-def test_slower_than_leaves_out_faster_calls_and_says_so(
-    lines: Lines, clock: Clock
-) -> None:
+def test_slower_than_leaves_out_calls_and_says_so(lines: Lines, clock: Clock) -> None:
     timed = timeit(slower_than=0.125)(clock.tick)
     for seconds in (0.0625, 0.125, 0.0, 0.5):
         timed(seconds)
@@ -406,9 +398,7 @@ def test_slower_than_leaves_out_faster_calls_and_says_so(
     assert {line["slower_than"] for line in lines.of("timeit")} == {0.125}
 
 
-def test_timeit_reads_no_clock_while_its_logger_is_disabled(
-    monkeypatch: MonkeyPatch,
-) -> None:
+def test_timeit_reads_no_clock_for_a_disabled_logger(monkeypatch: MonkeyPatch) -> None:
     for name in ("perf_counter_ns", "thread_time_ns"):
         monkeypatch.setattr(decorators, name, fail)
 
@@ -419,9 +409,7 @@ def test_timeit_reads_no_clock_while_its_logger_is_disabled(
 
 
 @pytest.mark.parametrize("maxsize", [-1, 0, 1, 2, 7, 50, 1000, None])
-def test_cache_profile_predicts_the_hits_of_lru_cache(
-    maxsize: int | None, lines: Lines
-) -> None:
+def test_cache_profile_predicts_lru_cache(maxsize: int | None, lines: Lines) -> None:
     def work(a: int, *, b: int = 0) -> None:
         pass
 
@@ -442,9 +430,7 @@ def test_cache_profile_predicts_the_hits_of_lru_cache(
     assert line["distinct"] == unbounded.cache_info().currsize
 
 
-def test_cache_profile_says_what_hits_would_have_saved(
-    lines: Lines, clock: Clock
-) -> None:
+def test_cache_profile_says_what_hits_would_save(lines: Lines, clock: Clock) -> None:
     profiled = cache_profile(clock.tick)
     for seconds in (1.0, 2.0, 1.0, 1.0):
         profiled(seconds)
@@ -482,7 +468,7 @@ class Shop:
     ids=["unhashable", "raising", "a-key", "self"],
 )
 def test_cache_profile_counts_calls_by_their_key(
-    func: Function,
+    func: Func,
     options: dict[str, Any],
     calls: list[Any],
     counted: dict[str, int],
@@ -575,9 +561,7 @@ def test_a_large_profile_is_split_into_numbered_lines(lines: Lines) -> None:
     assert max(map(len, lines.messages)) <= decorators.MAX_LINE
 
 
-def test_every_limits_how_often_a_profile_is_made(
-    profilers: Profilers, clock: Clock
-) -> None:
+def test_every_limits_the_rate_of_profiles(profilers: Profilers, clock: Clock) -> None:
     profiled = profile(every=60)(clock.tick)
 
     for seconds in (30.0, 30.0, 31.0, 1.0):
@@ -593,7 +577,7 @@ def test_the_profile_of_a_fast_call_is_not_logged(lines: Lines, clock: Clock) ->
     assert [line["seconds"] for line in lines.of("profile")] == [0.125]
 
 
-def test_nothing_is_profiled_while_the_logger_is_disabled(profilers: Profilers) -> None:
+def test_nothing_is_profiled_for_a_disabled_logger(profilers: Profilers) -> None:
     assert profile(level="DEBUG")(fill)(3) == 3
     assert not profilers
 
@@ -698,17 +682,13 @@ def test_a_child_forked_beside_a_profiled_call_can_be_profiled(tmp_path: Path) -
 # --- one call, of whatever kind -------------------------------------------------------
 
 
-async def test_a_decorated_call_gives_what_the_bare_call_gives(
-    decorator: Function, kind: Function
-) -> None:
+async def test_the_results_of_a_call_are_the_same(decorator: Func, kind: Func) -> None:
     bare = await result_of(kind, act=itertools.count(7).__next__)
 
     assert await result_of(decorator(kind), act=itertools.count(7).__next__) == bare
 
 
-async def test_an_exception_arrives_as_it_was_raised(
-    decorator: Function, kind: Function
-) -> None:
+async def test_an_exception_arrives_as_raised(decorator: Func, kind: Func) -> None:
     error = Failure()
 
     def raise_error() -> NoReturn:
@@ -720,9 +700,7 @@ async def test_an_exception_arrives_as_it_was_raised(
     assert error.__context__ is error.__cause__ is None
 
 
-def test_a_decorated_function_looks_like_the_bare_one(
-    decorator: Function, kind: Function
-) -> None:
+def test_a_function_looks_the_same_to_inspect(decorator: Func, kind: Func) -> None:
     decorated = decorator(kind)
 
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -803,16 +781,14 @@ async def run_steps(steps_of: Any, steps: list[tuple[Any, ...]]) -> list[Any]:
 )
 @pytest.mark.parametrize("func", [recording, awaiting, async_recording])
 async def test_send_throw_and_close_do_what_they_do_to_the_bare_function(
-    decorator: Function, steps: list[Any], func: Function
+    decorator: Func, steps: list[Any], func: Func
 ) -> None:
     bare = await run_steps(func(), steps)
 
     assert await run_steps(decorator(func)(), steps) == bare
 
 
-async def test_the_result_of_types_coroutine_can_be_awaited(
-    decorator: Function,
-) -> None:
+async def test_a_types_coroutine_can_be_awaited(decorator: Func) -> None:
     @decorator
     @types.coroutine
     def old_style() -> Generator[None, None, int]:
@@ -831,12 +807,12 @@ class Thing(Exception):
         self.alive.add(self)
 
 
-async def an_argument(decorator: Function) -> None:
+async def an_argument(decorator: Func) -> None:
     for kind in KINDS:
         await result_of(decorator(kind), functools.partial(id, Thing()))
 
 
-async def what_a_generator_yields_and_catches(decorator: Function) -> None:
+async def what_a_generator_yields_and_catches(decorator: Func) -> None:
     steps = decorator(generator)(Thing)
     next(steps)
     assert not Thing.alive
@@ -844,7 +820,7 @@ async def what_a_generator_yields_and_catches(decorator: Function) -> None:
         steps.throw(Thing())
 
 
-async def what_an_async_generator_yields_and_catches(decorator: Function) -> None:
+async def what_an_async_generator_yields_and_catches(decorator: Func) -> None:
     steps = decorator(async_generator)(Thing)
     await anext(steps)
     assert not Thing.alive
@@ -852,7 +828,7 @@ async def what_an_async_generator_yields_and_catches(decorator: Function) -> Non
         await steps.athrow(Thing())
 
 
-async def the_exception_of_a_future(decorator: Function) -> None:
+async def the_exception_of_a_future(decorator: Func) -> None:
     @decorator
     async def wait(futures: list[asyncio.Future[None]]) -> None:
         await futures.pop()
@@ -873,7 +849,7 @@ async def the_exception_of_a_future(decorator: Function) -> None:
     ],
 )
 async def test_nothing_is_kept_alive_after_its_last_use(
-    decorator: Function, use: Function, no_gc: None
+    decorator: Func, use: Func, no_gc: None
 ) -> None:
     await use(decorator)
 
@@ -898,21 +874,19 @@ async def dropping_async_generator(thing: Thing) -> AsyncIterator[int]:
 @pytest.mark.parametrize(
     "func", [dropping_coroutine, dropping_generator, dropping_async_generator]
 )
-async def test_a_function_can_release_its_arguments_early(
-    decorator: Function, func: Function
-) -> None:
+async def test_a_call_can_release_its_arguments(decorator: Func, func: Func) -> None:
     alive = [n async for n in items_of(decorator(func)(Thing()))]
 
     assert alive == [0]
 
 
-def test_an_argument_is_neither_compared_nor_printed(decorator: Function) -> None:
+def test_an_argument_is_neither_compared_nor_printed(decorator: Func) -> None:
     argument = Argument()
 
     assert decorator(id)(argument) == id(argument)
 
 
-def test_the_methods_of_an_lru_cache_below_stay(decorator: Function) -> None:
+def test_the_methods_of_an_lru_cache_below_stay(decorator: Func) -> None:
     decorated = decorator(functools.lru_cache(abs))
 
     decorated(-1)
@@ -921,7 +895,7 @@ def test_the_methods_of_an_lru_cache_below_stay(decorator: Function) -> None:
     assert decorated.cache_info().currsize == 0
 
 
-def test_recursion_and_threads_do_not_disturb_each_other(decorator: Function) -> None:
+def test_recursion_and_threads_do_not_disturb_each_other(decorator: Func) -> None:
     @decorator
     def fibonacci(n: int) -> int:
         return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
@@ -955,9 +929,7 @@ def test_the_lines_of_two_intervals_add_up(lines: Lines, clock: Clock) -> None:
     assert [line["hits"] for line in written] == [1, 2, 0]
 
 
-def test_a_line_that_is_due_flushes_all_that_are_due(
-    lines: Lines, clock: Clock
-) -> None:
+def test_a_due_line_flushes_all_that_are_due(lines: Lines, clock: Clock) -> None:
     rare, later = timeit(every=60)(abs), timeit(every=61)(abs)
     frequent = timeit(every=60)(clock.tick)
     rare(-1)
@@ -974,9 +946,7 @@ def test_what_is_left_is_logged_when_the_function_is_dropped(lines: Lines) -> No
     assert [line["calls"] for line in lines.of("timeit")] == [1]
 
 
-async def test_every_counts_calls_and_errors_of_all_kinds(
-    kind: Function, lines: Lines
-) -> None:
+async def test_every_counts_all_calls_and_errors(kind: Func, lines: Lines) -> None:
     timed = timeit(every=60)(kind)
     for act in (int, fail, str, fail, list):
         with contextlib.suppress(Failure):
@@ -1009,7 +979,7 @@ def test_no_call_of_many_threads_is_lost(lines: Lines) -> None:
 
 
 @pytest.mark.parametrize("decorator", [timeit(every=3600), cache_profile(every=3600)])
-def test_counting_takes_constant_memory(decorator: Function, no_gc: None) -> None:
+def test_counting_takes_constant_memory(decorator: Func, no_gc: None) -> None:
     decorated = decorator(function)
     before = sys.getallocatedblocks()
     for _ in range(10_000):
@@ -1018,9 +988,7 @@ def test_counting_takes_constant_memory(decorator: Function, no_gc: None) -> Non
     assert sys.getallocatedblocks() - before < 5_000
 
 
-def test_counting_may_be_interrupted_by_a_call(
-    lines: Lines, monkeypatch: MonkeyPatch
-) -> None:
+def test_a_call_may_interrupt_counting(lines: Lines, monkeypatch: MonkeyPatch) -> None:
     # As a signal handler or a destructor may, which can come anywhere.
     class Interrupted(decorators.Times):
         def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
@@ -1091,7 +1059,7 @@ def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) 
 )
 @pytest.mark.parametrize("calls", [1, 2, 10, 1000])
 def test_a_quantile_is_at_most_a_twentieth_off(
-    draw: Function, calls: int, lines: Lines, clock: Clock
+    draw: Func, calls: int, lines: Lines, clock: Clock
 ) -> None:
     rng = random.Random(calls)
     sample = sorted(round(draw(rng), 9) for _ in range(calls))
@@ -1108,9 +1076,7 @@ def test_a_quantile_is_at_most_a_twentieth_off(
     assert line["max"] == pytest.approx(sample[-1])
 
 
-def test_a_histogram_of_many_buckets_fits_into_a_line(
-    lines: Lines, clock: Clock
-) -> None:
+def test_a_histogram_of_many_buckets_fits_in_a_line(lines: Lines, clock: Clock) -> None:
     timed = timeit(every=1e15)(clock.tick)
     durations = [1e-7 * 1.02**n for n in range(1200) for _ in range(10)]
     for seconds in durations:
@@ -1225,9 +1191,7 @@ def test_samples_tell_threads_that_wait_from_those_that_run(sampled: Tables) -> 
         assert rows[name]["waiting_share"] > 10 * rows[name]["total_share"]
 
 
-def test_samples_show_the_coroutines_of_the_running_task(
-    sampled_stacks: Stacks,
-) -> None:
+def test_samples_show_coroutines_of_the_running_task(sampled_stacks: Stacks) -> None:
     assert ["outer", "inner", "spin"] in [stack[-3:] for stack in sampled_stacks]
 
 
@@ -1303,9 +1267,7 @@ def test_a_program_does_not_end_amid_the_lines_of_samples(tmp_path: Path) -> Non
 # --- how lines are written ------------------------------------------------------------
 
 
-def test_every_line_says_which_function_and_process(
-    decorator: Function, lines: Lines
-) -> None:
+def test_a_line_names_its_function_and_process(decorator: Func, lines: Lines) -> None:
     decorator(function)()
     decorators.flush()
 
@@ -1318,7 +1280,7 @@ def test_every_line_says_which_function_and_process(
     ]
 
 
-def test_no_line_holds_an_argument(decorator: Function, lines: Lines) -> None:
+def test_no_line_holds_an_argument(decorator: Func, lines: Lines) -> None:
     def refuse(text: str) -> None:
         raise ValueError(text)
 
@@ -1343,7 +1305,7 @@ def test_lines_go_to_the_logger_and_level_they_are_given(lines: Lines) -> None:
 
 @pytest.mark.parametrize("name", ["a" * 9000, "é" * 9000, "\U0001f600" * 9000])
 def test_a_line_is_short_and_ascii_whatever_the_name(
-    decorator: Function, name: str, lines: Lines
+    decorator: Func, name: str, lines: Lines
 ) -> None:
     decorator(named(name, name))()
     decorators.flush()
@@ -1361,9 +1323,7 @@ def test_odd_names_pass_through_the_log(name: str, lines: Lines, read: Read) -> 
     assert [row["name"] for row in found["functions"]] == [f"odd.{name}"]
 
 
-def test_a_raising_filter_does_not_break_a_call(
-    decorator: Function, lines: Lines
-) -> None:
+def test_a_raising_filter_does_not_break_a_call(decorator: Func, lines: Lines) -> None:
     lines.addFilter(lambda record: fail())
 
     assert decorator(function)() == 0
@@ -1371,7 +1331,7 @@ def test_a_raising_filter_does_not_break_a_call(
 
 
 def test_a_handler_may_be_decorated_itself(
-    decorator: Function, lines: Lines, monkeypatch: MonkeyPatch
+    decorator: Func, lines: Lines, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "emit", decorator(lines.emit))
 
@@ -1494,7 +1454,7 @@ def test_calls_are_added_up_by_function_and_place(read: Read) -> None:
     assert (row["partly"], other["partly"]) == (True, False)
 
 
-def test_lines_of_intervals_and_of_calls_add_up_alike(
+def test_intervals_and_calls_add_up_alike(
     lines: Lines, clock: Clock, read: Read
 ) -> None:
     durations = [random.Random(n).lognormvariate(-3, 1) for n in range(500)]
@@ -1578,13 +1538,13 @@ def in_json(line: str) -> str:
         "é☃ @\r",
     ],
 )
-@pytest.mark.parametrize("json_depth", [0, 1, 2, 3])
-def test_lines_are_found_whatever_is_around_them(
-    envelope: str, json_depth: int, read: Read
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_lines_are_found_whatever_surrounds_them(
+    envelope: str, depth: int, read: Read
 ) -> None:
     lines = [timed_line(), cache_line(), *profile_lines()]
     lines = [envelope.replace("@", line) for line in lines]
-    for _ in range(json_depth):
+    for _ in range(depth):
         lines = [in_json(line) for line in lines]
 
     status, found, err = read(*lines)
@@ -1720,9 +1680,7 @@ def test_a_damaged_profile_is_marked_and_not_written(
 @pytest.mark.parametrize(
     "name", ["../../evil", "/etc/passwd", "..", "a/b\\c", "nul\0l", "x" * 5000, "%s{}"]
 )
-def test_the_file_of_a_profile_stays_in_its_folder(
-    name: str, read: Read, tmp_path: Path
-) -> None:
+def test_a_profile_stays_in_its_folder(name: str, read: Read, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "er" / "out"
 
     lines = profile_lines(name=name, id=f"../../{name}")
@@ -1921,9 +1879,7 @@ def test_an_unreadable_log_gives_exit_status_2_and_others_are_read(
     assert len(err.splitlines()) <= 2
 
 
-def test_a_folder_that_cannot_be_written_gives_exit_status_2(
-    log: Path, run_main: Main
-) -> None:
+def test_an_unwritable_folder_gives_exit_status_2(log: Path, run_main: Main) -> None:
     status, _, err = run_main(log, "--pstats", log)
 
     assert (status, err) == (2, f"decorators.py: [Errno 17] File exists: '{log}'\n")
