@@ -1174,7 +1174,7 @@ def test_samples_show_what_computes(sampled: Tables) -> None:
     rows = {row["frame"]: row for row in sampled["sampled_functions"]}
 
     assert next(iter(rows)) == "spin (program.py)"
-    assert "run (decorators.py)" not in rows  # the sampling thread itself
+    assert "Sampler.run (decorators.py)" not in rows
     assert rows["spin (program.py)"]["total_share"] > 0.3
     assert rows["<module> (program.py)"]["own_share"] < 0.1
     lines = {row["frame"] for row in sampled["sampled_lines"]}
@@ -1605,6 +1605,8 @@ def test_a_damaged_line_is_not_even_half_counted(line: str, read: Read) -> None:
     assert (status, err) == (0, "decorators.py: damaged lines left out: 1\n")
     for table in ("functions", "caches", "sampling", "sampled_lines"):
         assert found[table] == expected[table]
+    _, alone, _ = read(line)
+    assert alone["functions"] == alone["caches"] == []
 
 
 def test_of_two_lines_that_ran_together_the_whole_one_counts(read: Read) -> None:
