@@ -980,7 +980,7 @@ def test_no_call_of_many_threads_is_lost(lines: Lines) -> None:
 
 @pytest.mark.parametrize("decorator", [timeit(every=3600), cache_profile(every=3600)])
 def test_counting_takes_constant_memory(decorator: Func, no_gc: None) -> None:
-    decorated = decorator(function)
+    decorated = decorator(functools.partial(sum, range(100)))
     before = sys.getallocatedblocks()
     for _ in range(10_000):
         decorated()
