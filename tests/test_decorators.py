@@ -204,7 +204,7 @@ def records(log: Path) -> list[Record]:
 
 
 PREAMBLE = """\
-import asyncio, logging, multiprocessing, os, sys, threading, time
+import logging, os, sys, threading, time
 from decorators import cache_profile, profile, start_sampling, timeit
 logging.basicConfig(filename="log", level="INFO", format="%(asctime)s %(message)s")
 """
@@ -1012,6 +1012,8 @@ def test_a_call_may_interrupt_counting(lines: Lines, monkeypatch: MonkeyPatch) -
 @pytest.mark.parametrize("how", ["os.fork", "fork", "forkserver", "spawn"])
 def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) -> None:
     program = """
+        import multiprocessing
+
         @timeit(every=3600)
         @cache_profile
         def work(n):
@@ -1090,6 +1092,8 @@ def test_a_histogram_of_many_buckets_fits_in_a_line(lines: Lines, clock: Clock) 
 
 
 SAMPLED = """
+    import asyncio
+
     reports = []
 
     def spin():
@@ -1178,7 +1182,7 @@ def test_samples_show_what_computes(sampled: Tables) -> None:
     assert rows["spin (program.py)"]["total_share"] > 0.3
     assert rows["<module> (program.py)"]["own_share"] < 0.1
     lines = {row["frame"] for row in sampled["sampled_lines"]}
-    assert {"spin (program.py:9)", "spin (program.py:10)"} & lines
+    assert {"spin (program.py:11)", "spin (program.py:12)"} & lines
 
 
 def test_samples_tell_threads_that_wait_from_those_that_run(sampled: Tables) -> None:
