@@ -44,6 +44,8 @@ import decorators
 from decorators import cache_profile, main, profile, start_sampling, timeit
 
 SCRIPT = Path(decorators.__file__)
+MAX_LINE = 3600  # under 4 KB with the program's own prefix
+
 pytestmark = pytest.mark.anyio
 
 Func = Callable[..., Any]
@@ -558,7 +560,7 @@ def test_a_large_profile_is_split_into_numbered_lines(lines: Lines) -> None:
     assert len(parts) > 2
     assert [line["part"] for line in parts] == list(range(1, len(parts) + 1))
     assert {line["parts"] for line in parts} == {len(parts)}
-    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
+    assert max(map(len, lines.messages)) <= MAX_LINE
 
 
 def test_every_limits_the_rate_of_profiles(profilers: Profilers, clock: Clock) -> None:
@@ -1085,7 +1087,7 @@ def test_a_histogram_of_many_buckets_fits_in_a_line(lines: Lines, clock: Clock) 
         timed(seconds)
 
     assert lines.flushed("timeit")[-1]["calls"] == len(durations)
-    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
+    assert max(map(len, lines.messages)) <= MAX_LINE
 
 
 # --- sampling -------------------------------------------------------------------------
@@ -1206,7 +1208,7 @@ def test_every_line_of_samples_is_shorter_than_4_kb(
 
     assert max(map(len, lines)) <= 4096
     assert "x" * 99 in "".join(lines)
-    assert 20 < max(map(len, sampled_stacks)) <= decorators.MAX_DEPTH
+    assert 20 < max(map(len, sampled_stacks)) <= 80
 
 
 def test_samples_say_what_they_cost(sampled: Tables) -> None:
@@ -1316,7 +1318,7 @@ def test_a_line_is_short_and_ascii_whatever_the_name(
 
     assert lines.messages
     for message in lines.messages:
-        assert len(message) <= decorators.MAX_LINE and message.isascii()
+        assert len(message) <= MAX_LINE and message.isascii()
 
 
 @pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
@@ -1703,7 +1705,7 @@ def test_a_log_without_line_ends_is_read_in_pieces(tmp_path: Path) -> None:
     log.write_bytes(bytes(1_000_000))
 
     pieces = list(decorators.read_log(str(log)))
-    assert max(map(len, pieces)) == decorators.MAX_LOG_LINE
+    assert max(map(len, pieces)) < 100_000
     assert sum(map(len, pieces)) == 1_000_000
 
 
