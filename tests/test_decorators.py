@@ -758,7 +758,7 @@ def test_a_line_is_ascii_and_shorter_than_4_kb_whatever_the_name(
     decorators.flush()
 
     for message in lines.messages:
-        assert len(message) <= decorators.MAX_LINE and message.isascii()
+        assert len(message) <= decorators.MAX_LINE_LENGTH and message.isascii()
 
 
 @pytest.mark.parametrize("name", ["100%s", "{braces}", 'quo"ted', "back\\slash", "é\n"])
@@ -1040,7 +1040,7 @@ def test_a_histogram_of_very_many_buckets_still_fits_into_a_line(
         timed(seconds)
     decorators.flush()
 
-    assert max(map(len, lines.messages)) <= decorators.MAX_LINE
+    assert max(map(len, lines.messages)) <= decorators.MAX_LINE_LENGTH
     assert lines.of("timeit")[-1]["calls"] == len(durations)
 
 
@@ -1430,7 +1430,7 @@ def test_every_line_of_samples_is_shorter_than_4_kb(sampled_log: Path) -> None:
         for stack in record.get("stacks", [])
     )
 
-    assert max(map(len, lines)) <= decorators.MAX_LINE
+    assert max(map(len, lines)) <= decorators.MAX_LINE_LENGTH
     assert 20 < deepest <= decorators.MAX_DEPTH + 2
 
 
@@ -2355,5 +2355,5 @@ def test_a_log_without_line_ends_is_not_taken_into_memory_at_once(
     log.write_bytes(bytes(1_000_000))
 
     pieces = list(decorators.read_log(str(log)))
-    assert max(map(len, pieces)) == decorators.MAX_LOG_LINE
+    assert max(map(len, pieces)) == decorators.MAX_READ_SIZE
     assert sum(map(len, pieces)) == 1_000_000
