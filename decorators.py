@@ -59,6 +59,7 @@ import base64
 import contextlib
 import cProfile
 import functools
+import gc
 import gzip
 import inspect
 import io
@@ -862,6 +863,20 @@ class Sampler(Tally):
                 self.costs["missed"] += missed
 
     def sample(self, weight: int) -> None:
+        # Before Python 3.12, a garbage collection while a thread creates frame objects for
+        # the others can hang or crash the program (python/cpython#106883).
+        collecting = sys.version_info < (3, 12) and gc.isenabled()
+        if collecting:
+            gc.disable()
+        try:
+            self.add_stacks(weight)
+        finally:
+            if collecting:
+                gc.enable()
+        self.costs["samples"] += weight
+        _flush_due(perf_counter_ns())
+
+    def add_stacks(self, weight: int) -> None:
         frames, own = sys._current_frames(), threading.get_ident()
         if frames.keys() != self.before.keys() | {own}:
             self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
@@ -881,8 +896,6 @@ class Sampler(Tally):
             after[ident] = cpu or 0, stack
             self.pending += [stack] * weight
         self.before = after
-        self.costs["samples"] += weight
-        _flush_due(perf_counter_ns())
 
     def stack(self, frame: types.FrameType | None, idle: bool) -> Stack:
         texts: list[str] = []
@@ -1090,7 +1103,7 @@ def _number(value: Any) -> Any:
 
 
 def _ns(seconds: object) -> int:
-    return int(_number(seconds) * 1e9)
+    return round(float(_number(seconds)) * 1e9)
 
 
 class Report:

@@ -1455,6 +1455,36 @@ def test_sampling_logs_counts_of_functions_that_are_not_called_again(
     assert [row["name"] for row in sampled["functions"]] == ["program.rare"]
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the defect is mended in 3.12")
+@pytest.mark.parametrize("collecting", [True, False])
+def test_no_garbage_is_collected_while_the_frames_of_other_threads_are_created(
+    collecting: bool, tmp_path: Path
+) -> None:
+    # It could hang or crash the program (python/cpython#106883).
+    program = f"""
+        import gc, logging, sys, time
+        from decorators import start_sampling
+
+        def current_frames():
+            seen.append(gc.isenabled())
+            return original()
+
+        seen, original = [], sys._current_frames
+        sys._current_frames = current_frames
+        if not {collecting}:
+            gc.disable()
+        logging.basicConfig(filename="log", level=logging.INFO)
+        start_sampling(interval=0.001)
+        between = set()
+        while len(seen) < 20:
+            time.sleep(0.001)
+            between.add(gc.isenabled())
+        assert not any(seen)
+        assert any(between) == {collecting}
+    """
+    run_program(program, tmp_path)
+
+
 STACKS = [
     (30, False, "main (a.py:1); work (a.py:5)"),
     (20, False, "main (a.py:1); work (a.py:6)"),
