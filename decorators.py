@@ -630,7 +630,7 @@ class TimeTally(Tally):
         for item, n in Counter(batch).items():
             ns, inside = item if isinstance(item, tuple) else (item, 0)
             self.times.add(max(ns, ~ns), n, n * (ns < 0))
-            self.times.parts["inside"] += n * inside
+            self.times.inside += n * inside
 
     def lines(self) -> Iterator[Record]:
         if self.times.calls:
@@ -702,8 +702,8 @@ class Times:
     def __init__(self) -> None:
         self.calls = self.errors = self.total = self.max = 0
         self.buckets: Counter[int] = Counter()
-        self.parts: Counter[str] = Counter()  # of the total: cpu, inside
-        self.wholes: Counter[str] = Counter()  # the total of the calls that have them
+        self.cpu = self.inside = 0  # parts of the total
+        self.with_cpu = self.with_inside = 0  # the total of the calls that have them
         self.partly = False
 
     def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
@@ -738,12 +738,12 @@ class Times:
         """What timeit(every=) logs. `histogram` is [first bucket, calls in it, ...]."""
         first, last = min(self.buckets), max(self.buckets)
         histogram = [first, *(self.buckets[b] for b in range(first, last + 1))]
-        parts = {key: ns / 1e9 for key, ns in self.parts.items() if ns}
-        return {**self.figures(), **parts, "histogram": histogram}
+        inside = {"inside": self.inside / 1e9} if self.inside else {}
+        return {**self.figures(), **inside, "histogram": histogram}
 
     def add_line(self, line: Record) -> None:
         """Add a line of timeit. Raises one of DAMAGE."""
-        parts = [(key, _ns(line[key])) for key in ("cpu", "inside") if key in line]
+        cpu, inside = _ns(line.get("cpu", 0)), _ns(line.get("inside", 0))
         if "histogram" in line:
             first, *counts = map(_number, line["histogram"])
             calls, errors = _number(line["calls"]), _number(line["errors"])
@@ -758,18 +758,18 @@ class Times:
         else:
             total = _ns(line["seconds"])
             self.add(total, errors=int(line["raised"] is not None))
-        for key, ns in parts:
-            self.parts[key] += ns
-            self.wholes[key] += total
+        self.cpu += cpu
+        self.inside += inside
+        self.with_cpu += total * ("cpu" in line)
+        self.with_inside += total * ("inside" in line)
         self.partly |= "slower_than" in line
 
     def row(self) -> Record:
         """A row of the reader's table of functions."""
-        row = {**self.figures(), "partly": self.partly}
-        for key in ("cpu", "inside"):
-            whole = self.wholes[key]
-            row[f"{key}_share"] = min(self.parts[key] / whole, 1.0) if whole else None
-        return row
+        cpu = min(self.cpu / self.with_cpu, 1.0) if self.with_cpu else None
+        inside = min(self.inside / self.with_inside, 1.0) if self.with_inside else None
+        shares = {"cpu_share": cpu, "inside_share": inside}
+        return {**self.figures(), **shares, "partly": self.partly}
 
 
 # --- sampling -------------------------------------------------------------------------
@@ -1051,8 +1051,12 @@ def _short(text: str) -> str:
 
 # --- the reader -----------------------------------------------------------------------
 
+KINDS = {
+    f"{kind} ".encode(): kind
+    for kind in ("timeit", "cache_profile", "profile", "sampling")
+}
 # In a log that is itself JSON, a line is part of a string, with its quotes escaped.
-MARK = re.compile(rb'(timeit|cache_profile|profile|sampling) (?={\\*"name\\*": )')
+START = re.compile(rb'{\\*"name\\*": ')
 TIME_OF_DAY = re.compile(rb"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d")
 DECODER = json.JSONDecoder()
 # What damaged and hostile lines raise.
@@ -1075,10 +1079,13 @@ def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
 
     Usually there is at most one; there are more if a write was cut off.
     """
-    if b'{"name": ' not in line and b'"name\\' not in line:
-        return
-    for match in MARK.finditer(line):
-        text = line[match.end() :].decode("ascii", "replace")
+    for match in START.finditer(line):
+        for prefix, kind in KINDS.items():
+            if line.endswith(prefix, 0, match.start()):
+                break
+        else:
+            continue
+        text = line[match.start() :].decode("ascii", "replace")
         try:
             while text.startswith("{\\"):
                 text, _ = DECODER.raw_decode('"' + text)
@@ -1087,7 +1094,7 @@ def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
             record = None
         # Without "pid" it is a line of something else.
         if record is None or "pid" in record:
-            yield match[1].decode(), record
+            yield kind, record
 
 
 def _text(value: object) -> str:
