@@ -190,6 +190,8 @@ def _walk(
     stack: dict[int, tuple[_Members, _Path, _Rules]] = {}
     while True:
         for key, a, b in members:
+            if id(a) not in unequal and _is_plainly_equal(a, b, near, unequal):
+                continue
             here = (path, key)
             inner = _advance(rules, key) if rules else rules
             if () in inner and inner[()] is None:
@@ -200,8 +202,6 @@ def _walk(
             elif a is _ABSENT:
                 yield Difference(_pointer(here), "only_right", None, b)
             elif kind == other and kind in ("object", "array"):
-                if id(a) not in unequal and _is_plainly_equal(a, b, near, unequal):
-                    continue
                 if id(a) in stack:
                     place = _place(here)
                     raise ValueError(f"{place} in the left document contains itself")
@@ -229,19 +229,19 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
     less than `near` apart are certainly equal. The id() of each left object or array
     for which the result is False is added to `unequal`, so that _walk() need not retry.
     """
-    keys: Iterable[_Key]
+    members: Iterable[tuple[_Key, Any]]
     key_type: type
     if type(left) is list:
-        keys, key_type = range(len(left)), int
+        members, key_type = enumerate(left), int
     elif type(left) is dict:
-        keys, key_type = left, str
+        members, key_type = left.items(), str
     else:
         return False
     if type(left) is not type(right) or len(left) != len(right):
         return False
     try:
-        for key in keys:
-            a, b = left[key], right[key]
+        for key, a in members:
+            b = right[key]
             if type(a) is not type(b) or type(key) is not key_type:
                 break
             if type(a) in _PLAIN:
