@@ -207,7 +207,13 @@ def _walk(
                     raise ValueError(f"{place} in the left document contains itself")
                 stack[id(a)] = members, path, rules
                 path, rules = here, inner
-                members = _pair(a, b, path, rules, places, align)
+                match = rules.get(())
+                if kind == "object":
+                    members = _pair_members(a, b, path)
+                elif match is not None:
+                    members = _pair_matching(a, b, path, match)
+                else:
+                    members = _pair_elements(a, b, path, rules, places, align)
                 break
             elif kind != other or not (
                 _same_number(a, b, places) if kind == "number" else a == b
@@ -257,26 +263,6 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
     return False
 
 
-def _pair(
-    left: Any, right: Any, path: _Path, rules: _Rules, places: int, align: bool
-) -> _Members:
-    """Pair the members of two objects, or the elements of two arrays."""
-    if isinstance(left, dict):
-        return _pair_members(left, right, path)
-    match = rules.get(())
-    if match is not None:
-        return _pair_matching(left, right, path, match)
-    head = tail = 0
-    if align and len(left) != len(right):
-        head, tail = _count_equal_ends(left, right, path, rules, places)
-    return zip_longest(
-        range(head, max(len(left), len(right)) - tail),
-        islice(left, head, len(left) - tail),
-        islice(right, head, len(right) - tail),
-        fillvalue=_ABSENT,
-    )
-
-
 def _pair_members(
     left: Mapping[str, Any], right: Mapping[str, Any], path: _Path
 ) -> _Members:
@@ -291,23 +277,33 @@ def _pair_members(
             yield key, _ABSENT, b
 
 
-def _count_equal_ends(
-    left: Sequence[Any], right: Sequence[Any], path: _Path, rules: _Rules, places: int
-) -> tuple[int, int]:
-    """Count the equal elements at the start, and then those at the end of the rest."""
+def _pair_elements(
+    left: Sequence[Any],
+    right: Sequence[Any],
+    path: _Path,
+    rules: _Rules,
+    places: int,
+    align: bool,
+) -> _Members:
+    """Pair elements by position, after leaving out the equal ones at both ends."""
 
     def equal(index: int, b: Any) -> bool:
         # Aligning within elements could take exponential time, for the same result.
         member = iter([(index, left[index], b)])
         return next(_walk(member, path, rules, places, align=False), None) is None
 
-    shorter = min(len(left), len(right))
-    head = tail = 0
-    while head < shorter and equal(head, right[head]):
-        head += 1
-    while tail < shorter - head and equal(len(left) - tail - 1, right[-tail - 1]):
-        tail += 1
-    return head, tail
+    start, end, other_end = 0, len(left), len(right)
+    if align and end != other_end:
+        while start < min(end, other_end) and equal(start, right[start]):
+            start += 1
+        while start < min(end, other_end) and equal(end - 1, right[other_end - 1]):
+            end, other_end = end - 1, other_end - 1
+    return zip_longest(
+        range(start, max(end, other_end)),
+        left[start:end],
+        right[start:other_end],
+        fillvalue=_ABSENT,
+    )
 
 
 def _pair_matching(
