@@ -580,6 +580,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.left == args.right == "-":
         parser.error("only one of LEFT and RIGHT can be standard input")
     match = dict(args.match)
+    if len(match) < len(args.match):
+        parser.error("argument --match: a pointer can have only one key")
     options = {"places": args.places, "ignore": args.ignore, "match": match}
     try:
         differences(None, None, **options)  # only checks the options

@@ -848,10 +848,11 @@ def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
         ("left right --ignore a", "not a JSON Pointer (must start with /): 'a'"),
         ("left right --ignore /~", "not a JSON Pointer (write ~ as ~0): '/~'"),
         ("left right --match /a", "argument --match: not POINTER=KEY: '/a'"),
+        ("left right --match /a=id --match /a=n", "argument --match: a pointer can have only one key"),
         ("left right --match a=id", "not a JSON Pointer (must start with /): 'a'"),
         ("- -", "only one of LEFT and RIGHT can be standard input"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line_gives_status_2(
     arguments: str, message: str, shell: Shell
 ) -> None:
