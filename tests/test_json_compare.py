@@ -1,6 +1,4 @@
 import copy
-import inspect
-import itertools
 import json
 import math
 import os
@@ -11,9 +9,10 @@ import sys
 import tracemalloc
 import unittest
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from enum import IntEnum
+from itertools import islice, takewhile, zip_longest
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any, NamedTuple
@@ -386,6 +385,9 @@ def reference(
         segment = str(key).replace("~", "~0").replace("/", "~1")
         return reference(a, b, ignored, f"{pointer}/{segment}")
 
+    def count_equal(members: Iterable[tuple[int, Any, Any]]) -> int:
+        return len(list(takewhile(lambda member: not inside(*member), members)))
+
     if ignored.fullmatch(pointer):
         return []
     if right is ABSENT:
@@ -397,19 +399,15 @@ def reference(
         keys = [*left, *(key for key in right if key not in left)]
         members = [(key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in keys]
     elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
-        start, end, other_end = 0, len(left), len(right)
-        if end != other_end:
-            while start < min(end, other_end) and not inside(
-                start, left[start], right[start]
-            ):
-                start += 1
-            while start < min(end, other_end) and not inside(
-                end - 1, left[end - 1], right[other_end - 1]
-            ):
-                end, other_end = end - 1, other_end - 1
-        lefts, rights = left[start:end], right[start:other_end]
-        pairs = itertools.zip_longest(lefts, rights, fillvalue=ABSENT)
-        members = [(index, a, b) for index, (a, b) in enumerate(pairs, start)]
+        head = tail = 0
+        if len(left) != len(right):
+            indexes = range(len(left))
+            head = count_equal(zip(indexes, left, right))
+            backwards = zip(reversed(indexes), reversed(left), reversed(right))
+            tail = count_equal(islice(backwards, min(len(left), len(right)) - head))
+        lefts, rights = left[head : len(left) - tail], right[head : len(right) - tail]
+        pairs = zip_longest(lefts, rights, fillvalue=ABSENT)
+        members = [(index, a, b) for index, (a, b) in enumerate(pairs, head)]
     elif compare(left, right):
         return []
     else:
@@ -427,36 +425,29 @@ KEYS = ["a", "b", "", "~", "/", "~1", "*", "0", "é", "\ud800"]
 def random_document(chance: random.Random, depth: int = 4) -> Any:
     if not depth or chance.random() < 0.3:
         return chance.choice(SCALARS)
-    count = chance.randrange(5)
+    keys = chance.sample(KEYS, chance.randrange(5))
+    members = [(key, random_document(chance, depth - 1)) for key in keys]
     if chance.random() < 0.5:
-        cls: Any = chance.choice([dict, OrderedDict])
-        keys = chance.sample(KEYS, count)
-        return cls((key, random_document(chance, depth - 1)) for key in keys)
-    cls = chance.choice([list, tuple])
-    return cls(random_document(chance, depth - 1) for _ in range(count))
+        return chance.choice([dict, OrderedDict])(members)
+    return chance.choice([list, tuple])(value for _, value in members)
 
 
 def random_change(chance: random.Random, document: Any) -> Any:
     """Return a copy with a few changes, most of them small."""
     if chance.random() < 0.05:
         return random_document(chance, 2)
+    if not isinstance(document, (dict, list, tuple)):
+        return document
+    items: Any = document.items() if isinstance(document, dict) else enumerate(document)
+    members = [(key, random_change(chance, value)) for key, value in items]
+    if members and chance.random() < 0.1:
+        members.pop(chance.randrange(len(members)))
+    if chance.random() < 0.1:
+        new = chance.choice(KEYS), random_document(chance, 1)
+        members.insert(chance.randrange(len(members) + 1), new)
     if isinstance(document, dict):
-        members = [(key, random_change(chance, document[key])) for key in document]
-        if chance.random() < 0.2:
-            chance.shuffle(members)
-        if members and chance.random() < 0.1:
-            members.pop()
-        if chance.random() < 0.1:
-            members.append((chance.choice(KEYS), random_document(chance, 1)))
         return type(document)(members)
-    if isinstance(document, (list, tuple)):
-        elements = [random_change(chance, element) for element in document]
-        if elements and chance.random() < 0.1:
-            elements.pop(chance.randrange(len(elements)))
-        if chance.random() < 0.1:
-            elements.append(random_document(chance, 1))
-        return type(document)(elements)
-    return document
+    return type(document)(value for _, value in members)
 
 
 def random_pattern(chance: random.Random, pointer: str) -> str:
@@ -522,15 +513,6 @@ def test_a_hundred_thousand_levels_are_not_too_deep() -> None:
     assert found.pointer == "/0/a" * (levels // 2) + "/1"
     line = str(Difference("", "changed", left, None))
     assert re.fullmatch(r'(\[{"a": )+.{0,6}… != null', line)
-
-
-def test_documents_can_be_compared_from_deep_within_a_recursion() -> None:
-    left, right = nested(900, 1), nested(900, 1)
-
-    def call(levels: int) -> bool:
-        return call(levels - 1) if levels else compare(left, right)
-
-    assert call(sys.getrecursionlimit() - len(inspect.stack()) - 100)
 
 
 def test_aligning_nested_arrays_does_not_take_exponential_time() -> None:
@@ -611,28 +593,25 @@ ENCODINGS += ["utf-32", "utf-32-le", "utf-32-be"]
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
-    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\n1]"]
-)
+    "text",
+    ['{"é": ["\\ud800", "😀"]}', "1", '"ĀĀ"', " 12", "[\n1]", "[NaN, Infinity, -Infinity]"],
+)  # fmt: skip
 def test_every_encoding_of_rfc_4627_is_read(
     encoding: str, text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text.encode(encoding))
-    assert load(text.encode(encoding)) == json.loads(text)
-    assert load(bytearray(text.encode(encoding))) == json.loads(text)
-    assert load(path) == json.loads(text)
+    for source in (path, path.read_bytes(), bytearray(path.read_bytes())):
+        assert compare(load(source), json.loads(text))
 
 
-@pytest.mark.parametrize(
-    "text, value",
-    [
-        ('\ufeff{"a": "é"}', {"a": "é"}),
-        ("[NaN, Infinity, -Infinity]", [NAN, INFINITY, -INFINITY]),
-        ('[{"a": {"a": 1}}, {"a": 2}]', [{"a": {"a": 1}}, {"a": 2}]),
-    ],
-)
-def test_text_is_read(text: str, value: Any) -> None:
-    assert compare(load(text), value)
+def test_text_may_start_with_a_byte_order_mark() -> None:
+    assert load("\ufeff[1]") == [1]
+
+
+def test_a_key_may_occur_in_several_objects() -> None:
+    text = '[{"a": {"a": 1}}, {"a": 2}]'
+    assert load(text) == json.loads(text)
 
 
 def test_the_error_for_a_file_name_passed_as_str_suggests_path() -> None:
