@@ -713,12 +713,10 @@ def test_bad_input_gives_status_2_and_one_line(
     assert shell(content, "{}") == (2, [], [line.replace("right", "left", 1)])
 
 
-def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
-    shell: Shell,
-) -> None:
+def test_an_impossible_match_gives_status_2_and_one_line(shell: Shell) -> None:
     message = "/0 in the right document has no string or integer 'id' to match"
-    status, out, err = shell('[{"id": 1}]', "[1]", "--match", "=id")
-    assert (status, out, err) == (2, [], [f"json_compare.py: {message}"])
+    result = shell('[{"id": 1}]', "[1]", "--match", "=id")
+    assert result == (2, [], [f"json_compare.py: {message}"])
 
 
 @pytest.mark.parametrize(
@@ -857,32 +855,3 @@ def test_ctrl_c_gives_status_130_and_ends_the_line(shell: Shell) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", "\n")
     assert process.returncode == 130
-
-
-def random_bytes(chance: random.Random) -> bytes:
-    """Return a document after an accident."""
-    text = json.dumps(random_document(chance), default=str)
-    data = bytearray(text.encode(chance.choice(["utf-8"] * 8 + ENCODINGS)))
-    for _ in range(chance.randrange(4)):
-        start = chance.randrange(len(data) + 1)
-        end = start + chance.randrange(3)
-        tokens = [b"", b"\0", b"\xff", b'"', b"\\", b"{", b"]", b",", b"\n", b"1e999"]
-        data[start:end] = chance.choice(tokens)
-    return bytes(data)
-
-
-def test_any_bytes_give_an_exit_status(shell: Shell) -> None:
-    chance = random.Random(7)
-    statuses = set()
-    for _ in range(400):
-        left, right = random_bytes(chance), random_bytes(chance)
-        right = left if chance.random() < 0.3 else right
-        status, out, err = shell(left, right, *chance.choice([[], ["--lines"]]))
-        statuses.add(status)
-        if status == 2:
-            assert len(err) == 1
-            assert re.match("json_compare.py: (left|right): .", err[0])
-        else:
-            assert err == []
-            assert bool(out) is (status == 1)
-    assert statuses == {0, 1, 2}
