@@ -60,8 +60,7 @@ def compare(
     match: Mapping[str, str] | None = None,
 ) -> bool:
     """Return whether two documents are equal; see differences() for the arguments."""
-    found = differences(left, right, places=places, ignore=ignore, match=match)
-    return next(found, None) is None
+    return not any(differences(left, right, places=places, ignore=ignore, match=match))
 
 
 def assert_equal(
@@ -79,7 +78,7 @@ def assert_equal(
     found = differences(left, right, places=places, ignore=ignore, match=match)
     lines = [str(difference) for difference in islice(found, MAX_LISTED)]
     if lines:
-        if next(found, None) is not None:
+        if any(found):
             lines.append("and more")
         raise AssertionError("\n  ".join(["the JSON documents differ:", *lines]))
 
@@ -290,7 +289,7 @@ def _pair_elements(
     def equal(index: int, b: Any) -> bool:
         # Aligning within elements could take exponential time, for the same result.
         member = iter([(index, left[index], b)])
-        return next(_walk(member, path, rules, places, align=False), None) is None
+        return not any(_walk(member, path, rules, places, align=False))
 
     start, end, other_end = 0, len(left), len(right)
     if align and end != other_end:
@@ -535,7 +534,7 @@ def _print_differences(args: argparse.Namespace, options: dict[str, Any]) -> int
                 print(json.dumps(record, default=str))
             else:
                 print(f"line {number}: {difference}" if args.lines else difference)
-    print(end="", flush=True)  # while errors are still caught
+    sys.stdout.flush()  # while errors are still caught
     return status
 
 
