@@ -214,9 +214,7 @@ def _walk(
                 else:
                     members = _pair_elements(a, b, path, rules, places, align)
                 break
-            elif kind != other or not (
-                _same_number(a, b, places) if kind == "number" else a == b
-            ):
+            elif kind != other or not _same_scalar(a, b, places):
                 yield Difference(_pointer(here), "changed", a, b)
         else:
             if not stack:
@@ -361,18 +359,20 @@ def _json_type(value: Any, path: _Path) -> str:
 _CONTEXT = Context(rounding=ROUND_UP, traps=[])
 
 
-def _same_number(left: Any, right: Any, places: int) -> bool:
-    if isinstance(left, int) and isinstance(right, int):
-        return left == right
+def _same_scalar(left: Any, right: Any, places: int) -> bool:
+    """Return whether two scalars of the same JSON type are equal."""
+    if left == right:
+        return True
+    if isinstance(left, str) or (isinstance(left, int) and isinstance(right, int)):
+        return False
     if isinstance(left, Decimal) or isinstance(right, Decimal):
         with localcontext(_CONTEXT):
             a, b = Decimal(left), Decimal(right)  # exact even for int and float
             half = Decimal(5).scaleb(-places - 1)  # rounds to the even digit, 0
-            return a == b or a.is_nan() and b.is_nan() or abs(a - b) <= half
+            return a.is_nan() and b.is_nan() or abs(a - b) <= half
     try:
-        if left == right or (isnan(left) and isnan(right)):
-            return True
-        return bool(round(abs(left - right), places) == 0)
+        both_nan = isnan(left) and isnan(right)
+        return both_nan or bool(round(abs(left - right), places) == 0)
     except OverflowError:  # an integer too large to be near any float
         return False
 
