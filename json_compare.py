@@ -226,12 +226,16 @@ _PLAIN = frozenset([str, int, float, bool, NoneType])
 
 
 def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> bool:
-    """Return whether two objects or arrays are equal, False if it is hard to tell.
+    """Return whether two values are equal, False if it is hard to tell.
 
     Most values are equal, and _walk() takes several times as long to find out. Floats
     less than `near` apart are certainly equal. The id() of each left object or array
     for which the result is False is added to `unequal`, so that _walk() need not retry.
     """
+    if type(left) is not type(right):
+        return False
+    if type(left) in _PLAIN:
+        return left == right or (type(left) is float and abs(left - right) < near)
     members: Iterable[tuple[_Key, Any]]
     key_type: type
     if type(left) is list:
@@ -240,14 +244,14 @@ def _is_plainly_equal(left: Any, right: Any, near: float, unequal: set[int]) -> 
         members, key_type = left.items(), str
     else:
         return False
-    if type(left) is not type(right) or len(left) != len(right):
+    if len(left) != len(right):
         return False
     try:
         for key, a in members:
             b = right[key]
             if type(a) is not type(b) or type(key) is not key_type:
                 break
-            if type(a) in _PLAIN:
+            if type(a) in _PLAIN:  # a call would cost 10 %
                 if a != b and (type(a) is not float or not abs(a - b) < near):
                     break
             elif not _is_plainly_equal(a, b, near, unequal):
