@@ -367,7 +367,7 @@ def _same_scalar(left: Any, right: Any, places: int) -> bool:
     """Return whether two scalars of the same JSON type are equal."""
     if left == right:
         return True
-    if isinstance(left, str) or (isinstance(left, int) and isinstance(right, int)):
+    if isinstance(left, str):
         return False
     if isinstance(left, Decimal) or isinstance(right, Decimal):
         with localcontext(_CONTEXT):
@@ -377,7 +377,7 @@ def _same_scalar(left: Any, right: Any, places: int) -> bool:
     try:
         both_nan = isnan(left) and isnan(right)
         return both_nan or bool(round(abs(left - right), places) == 0)
-    except OverflowError:  # an integer too large to be near any float
+    except OverflowError:  # an integer too large for a float
         return False
 
 
