@@ -212,6 +212,8 @@ FOUND: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
     "strings that differ just within sight": (
         X + X[2:] + "a" + X, X + X[2:] + "b", {}, [f'"{X}{X[2:]}a… != "{X}{X[2:]}b…'],
     ),
+    "strings that differ just out of sight": (X + X[1:] + "a", X + X[1:] + "b", {}, [f'…{X}a" != …{X}b"']),
+    "a deep array": (json.loads("[" * 61 + "]" * 61), 1, {}, ["[" * 60 + "… != 1"]),
     "strings one of which goes on": (X * 9 + "a", X * 9, {}, [f'…{X}a" != …{X}"']),
     "long integers": (10**99, 10**99 + 1, {}, ["…" + "0" * 31 + " != …" + "0" * 30 + "1"]),
     "integers too long for str()": (10**5000, 10**5000 + 1, {}, ["… != …"]),
