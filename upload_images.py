@@ -60,7 +60,8 @@ DEFAULT_URL = "http://127.0.0.1:8000/images/"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 # The retry policy. Any status that is in neither set would just recur.
-SUCCESS = {200, 201, 204}  # RFC 9110; 202 does not mean that the image is saved
+# 202 does not mean that an image is saved (RFC 9110), and 206 is only a part of one.
+SUCCESS = {"GET": {200}, "POST": {200, 201, 204}}
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 MAX_RETRY_AFTER_SECONDS = 120.0
@@ -217,48 +218,51 @@ def open_regular_file(path: Path) -> BinaryIO:
 # ---- the request body ------------------------------------------------------
 
 
-def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
-    """A form with one file: its Content-Type, and the bytes before and after the file.
-
-    multipart/form-data (RFC 7578).
-    """
-    boundary = secrets.token_hex(16)
-    head = (
-        f"--{boundary}\r\n"
-        f'Content-Disposition: form-data; name="{form_escape(field)}"; '
-        f'filename="{form_escape(name)}"\r\n'
-        f"Content-Type: {media_type(name)}\r\n\r\n"
-    )
-    return (
-        f"multipart/form-data; boundary={boundary}",
-        head.encode("utf-8", "surrogateescape"),
-        f"\r\n--{boundary}--\r\n".encode(),
-    )
-
-
 def form_escape(name: str) -> str:
     """A name the way browsers send it (WHATWG HTML, "multipart/form-data encoding")."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-async def form_pieces(
-    head: bytes, file: BinaryIO, size: int, tail: bytes
-) -> AsyncIterator[bytes]:
-    """Yield the body; ImageError before its end if `file` is not `size` bytes long.
+class Form:
+    """A form with one file, streamed from disk: multipart/form-data (RFC 7578).
 
-    The server then gets an incomplete request instead of an incomplete file.
+    Raises ImageError if the file is empty. Iteration raises it before the end of the
+    body if the file has changed size, so that the server gets an incomplete request
+    instead of an incomplete file.
     """
-    file.seek(0)
-    piece, sent = head, 0
-    while (chunk := file.read(CHUNK_SIZE)) and sent <= size:
-        sent += len(chunk)
-        if len(piece) >= CHUNK_SIZE:
-            yield piece
-            piece = b""
-        piece += chunk  # a small image is sent in one piece with head and tail
-    if sent != size:
-        raise ImageError("the file changed size while it was being sent")
-    yield piece + tail
+
+    def __init__(self, field: str, name: str, file: BinaryIO) -> None:
+        self.file = file
+        self.file_size = file.seek(0, os.SEEK_END)
+        if not self.file_size:
+            raise ImageError("the file is empty")
+        boundary = secrets.token_hex(16)
+        head = (
+            f"--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="{form_escape(field)}"; '
+            f'filename="{form_escape(name)}"\r\n'
+            f"Content-Type: {media_type(name)}\r\n\r\n"
+        )
+        self.head = head.encode("utf-8", "surrogateescape")
+        self.tail = f"\r\n--{boundary}--\r\n".encode()
+        self.size = len(self.head) + self.file_size + len(self.tail)
+        self.headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(self.size),
+        }
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.file.seek(0)
+        piece, sent = self.head, 0
+        while (chunk := self.file.read(CHUNK_SIZE)) and sent <= self.file_size:
+            sent += len(chunk)
+            if len(piece) >= CHUNK_SIZE:
+                yield piece
+                piece = b""
+            piece += chunk  # a small image is sent in one piece with head and tail
+        if sent != self.file_size:
+            raise ImageError("the file changed size while it was being sent")
+        yield piece + self.tail
 
 
 # ---- the image service -----------------------------------------------------
@@ -311,7 +315,7 @@ class Client:
         outcome = Outcome("the list of images")
         try:
             headers, content = await self._send(
-                outcome, "GET", self.url, success={200}, max_size=MAX_LIST_SIZE
+                outcome, "GET", self._url, max_size=MAX_LIST_SIZE
             )
         except FatalError:
             raise
@@ -330,32 +334,24 @@ class Client:
         base, mark, query = self.url.partition("?")
         quoted = urllib.parse.quote(name, safe="")
         url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
-        _, content = await self._send(
-            outcome, "GET", url, success={200}, max_size=max_size
-        )
+        _, content = await self._send(outcome, "GET", url, max_size=max_size)
         outcome.bytes_in = len(content)
         return content
 
     async def post(self, name: str, file: BinaryIO, outcome: Outcome) -> None:
         """POST an image, streamed from `file`; ImageError if it is empty or changes."""
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise ImageError("the file is empty")
-        content_type, head, tail = form_parts(self.field, name)
-        length = len(head) + size + len(tail)
-        await self._send(
-            outcome,
-            "POST",
-            self._url,
-            success=SUCCESS,
-            headers={"Content-Type": content_type, "Content-Length": str(length)},
-            body=lambda: form_pieces(head, file, size, tail),
-            body_size=length,
-        )
-        outcome.bytes_out = size
+        form = Form(self.field, name, file)
+        await self._send(outcome, "POST", self._url, form=form)
+        outcome.bytes_out = form.file_size
 
     async def _send(
-        self, outcome: Outcome, method: str, url: httpx.URL | str, **options: Any
+        self,
+        outcome: Outcome,
+        method: str,
+        url: httpx.URL | str,
+        *,
+        form: Form | None = None,
+        max_size: int = 0,
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request, with retries where they can help."""
         attempt = 0
@@ -363,7 +359,7 @@ class Client:
             attempt += 1
             outcome.attempts += 1
             try:
-                return await self._attempt(method, url, **options)
+                return await self._attempt(method, url, form, max_size)
             except RequestError as error:
                 if error.retry_after is None:
                     raise
@@ -379,35 +375,29 @@ class Client:
                 await asyncio.sleep(wait)
 
     async def _attempt(
-        self,
-        method: str,
-        url: httpx.URL | str,
-        *,
-        success: set[int],
-        headers: dict[str, str] | None = None,
-        body: Callable[[], AsyncIterator[bytes]] | None = None,
-        body_size: int = 0,
-        max_size: int = 0,
+        self, method: str, url: httpx.URL | str, form: Form | None, max_size: int
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request once; return the headers and the content of the response."""
         connection = self._idle.pop() if self._idle else self._connection()
         # `timeout` limits a single read or write; bytes could still trickle in forever.
-        seconds = 10 * self.timeout + body_size / MIN_BYTES_PER_SECOND
+        seconds = 10 * self.timeout
+        fields = self._headers.copy()
+        if form:
+            seconds += form.size / MIN_BYTES_PER_SECOND
+            fields.update(form.headers)
         try:
             async with asyncio.timeout(seconds) as deadline:
-                fields = self._headers.copy()
-                fields.update(headers)
                 request = httpx.Request(
                     method,
                     url,
                     headers=fields,
-                    content=body() if body else None,
+                    content=form,
                     extensions={"timeout": self._timeout},
                 )
                 response = await connection.handle_async_request(request)
                 self._responded = True
                 try:
-                    if response.status_code not in success:
+                    if response.status_code not in SUCCESS[method]:
                         raise await status_error(response)
                     content = b""
                     if method == "GET":
