@@ -314,19 +314,13 @@ class Client:
         """
         outcome = Outcome("the list of images")
         try:
-            headers, content = await self._send(
-                outcome, "GET", self._url, max_size=MAX_LIST_SIZE
-            )
+            response = await self._send(outcome, "GET", self._url, MAX_LIST_SIZE)
+            return parse_list(*response)
         except FatalError:
             raise
         except Exception as error:
-            message = f"{self.shown_url}: cannot get the list of images: "
-            raise FatalError(message + reason(error)) from error
-        try:
-            return parse_list(headers, content)
-        except ValueError as error:
-            wanted = "expected a list of images as plain text, one name per line"
-            message = f"{self.shown_url}: {wanted}, but the response is {error}"
+            what = "the list of images (plain text, one name per line)"
+            message = f"{self.shown_url}: cannot get {what}: {reason(error)}"
             raise FatalError(message) from error
 
     async def get(self, name: str, max_size: int, outcome: Outcome) -> bytes:
@@ -334,7 +328,7 @@ class Client:
         base, mark, query = self.url.partition("?")
         quoted = urllib.parse.quote(name, safe="")
         url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
-        _, content = await self._send(outcome, "GET", url, max_size=max_size)
+        _, content = await self._send(outcome, "GET", url, max_size)
         outcome.bytes_in = len(content)
         return content
 
@@ -349,9 +343,8 @@ class Client:
         outcome: Outcome,
         method: str,
         url: httpx.URL | str,
-        *,
-        form: Form | None = None,
         max_size: int = 0,
+        form: Form | None = None,
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request, with retries where they can help."""
         attempt = 0
@@ -359,7 +352,7 @@ class Client:
             attempt += 1
             outcome.attempts += 1
             try:
-                return await self._attempt(method, url, form, max_size)
+                return await self._attempt(method, url, max_size, form)
             except RequestError as error:
                 if error.retry_after is None:
                     raise
@@ -375,7 +368,7 @@ class Client:
                 await asyncio.sleep(wait)
 
     async def _attempt(
-        self, method: str, url: httpx.URL | str, form: Form | None, max_size: int
+        self, method: str, url: httpx.URL | str, max_size: int, form: Form | None
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request once; return the headers and the content of the response."""
         connection = self._idle.pop() if self._idle else self._connection()
@@ -449,15 +442,11 @@ async def read_content(
 ) -> bytes:
     """Read a body, extending the deadline; ImageError if it exceeds `max_size` bytes."""
     encoding = response.headers.get("Content-Encoding", "identity").lower()
-    if encoding not in (
-        "identity",
-        "gzip",
-        "deflate",
-    ):  # others may expand without limit
+    if encoding != "identity":
         raise RequestError(f"the response is compressed ({encoding[:80]})")
     content = bytearray()
     if int(response.headers.get("Content-Length", 0)) <= max_size:
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > max_size:
                 break
@@ -540,22 +529,20 @@ def error_text(error: BaseException, timeout: float) -> str:
 
 
 def parse_list(headers: httpx.Headers, content: bytes) -> list[str]:
-    """The names in a list of images; ValueError if it is not one, saying what it is."""
+    """The names in a list of images; RequestError if it is not one."""
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "text/plain", "application/octet-stream"):
-        raise ValueError(content_type)
-    if headers.get("Content-Encoding", "identity") != "identity":
-        raise ValueError("compressed")
+        raise RequestError(f"the response is {content_type}")
     beginning = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError("an HTML or XML page")
+        raise RequestError("the response is an HTML or XML page")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
+        raise RequestError("the response is not UTF-8") from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     if max(map(len, lines)) > MAX_NAME_LENGTH:
-        raise ValueError(f"text with a line of more than {MAX_NAME_LENGTH} characters")
+        raise RequestError(f"a line has more than {MAX_NAME_LENGTH} characters")
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
 

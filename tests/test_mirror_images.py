@@ -1474,7 +1474,7 @@ def test_every_image_of_the_list_is_mirrored_and_uploaded(
 
 @pytest.mark.parametrize(
     ("status", "content_type", "reason"),
-    [(200, "text/html", "but the response is text/html"), (404, "text/plain", "404")],
+    [(200, "text/html", "the response is text/html"), (404, "text/plain", "404")],
 )
 def test_the_run_does_not_start_without_a_list(
     service: Service,
