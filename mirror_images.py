@@ -61,22 +61,16 @@ from PIL import (
 )
 
 from upload_images import (
-    Client,
     FatalError,
     ImageError,
     Outcome,
     Run,
-    add_shared_options,
     form_escape,
-    in_shard,
     integer,
-    is_image,
     media_type,
     print_line,
-    printable,
     run_images,
     run_main,
-    service_url,
 )
 
 __all__ = ["ImageError", "mirror"]  # for other code
@@ -106,15 +100,15 @@ RESERVED_ADDRESS_SPACE = 1 << 30  # bytes
 # ---- what the script does --------------------------------------------------
 
 
-async def mirror_all(client: Client, run: Run, arguments: argparse.Namespace) -> None:
+async def mirror_all(run: Run, arguments: argparse.Namespace) -> None:
     """Mirror the images in the server's list that are not mirrored yet."""
     prefix: str = arguments.prefix
-    names = await client.list()
+    names = await run.client.list()
     # Servers store names as sent, so two with the same escaped form are the same.
     stored = {form_escape(name): name for name in reversed(names)}
     if prefix:
         names = [name for name in names if not name.startswith(prefix)]
-    names = [name for name in names if in_shard(name, arguments.shard)]
+    names = run.in_shard(names)
     if prefix and not arguments.again:
         mirrored = {n for n in names if form_escape(prefix + n) in stored}
         names = [name for name in names if name not in mirrored]
@@ -126,9 +120,9 @@ async def mirror_all(client: Client, run: Run, arguments: argparse.Namespace) ->
         check_name(name)
         if (first := stored[form_escape(name)]) != name:
             raise ImageError(f"its result would replace that of {first}")
-        data = await client.get(name, arguments.max_bytes, outcome)
+        data = await run.client.get(name, arguments.max_bytes, outcome)
         result = await workers.mirror(data)
-        await client.post(prefix + name, io.BytesIO(result), outcome)
+        await run.client.post(prefix + name, io.BytesIO(result), outcome)
 
     async with Workers(arguments.max_pixels) as workers:
         await run.chains(names, mirror_one, arguments.chains)
@@ -961,7 +955,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
         return sorted(
             name
             for name in os.listdir(self.folder)
-            if is_image(name)
+            if media_type(name).startswith("image/")
             and is_safe_name(name)
             and not re.search("[\r\n\ud800-\udfff]", name)
             and (self.folder / name).is_file()
@@ -1069,10 +1063,10 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             self.send_error(507, explain=f"cannot be saved: {error.strerror}")
         else:
-            self.send_text(f"saved {', '.join(map(printable, files))}\n")
+            self.send_text(f"saved {', '.join(files)}\n")
 
     def send_text(self, text: str) -> None:
-        body = text.encode()
+        body = text.encode("utf-8", "surrogateescape")
         self.send_head("text/plain; charset=utf-8", len(body))
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -1084,7 +1078,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        logger.info("%s %s", self.client_address[0], printable(format % args))
+        logger.info("%s %s", self.client_address[0], format % args)
 
 
 def is_safe_name(name: str) -> bool:
@@ -1268,7 +1262,7 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     pairs = [
         {name: samples[name], f"mirrored: {path.name}": path.read_bytes()}
         for name, path in results.items()
-        if path.exists() and in_shard(name, arguments.shard)
+        if path.exists() and path.read_bytes() != samples[name]
     ]
     print_line(f"The originals and their mirror images are in {folder}", sys.stdout)
     if pairs and status == 0:
@@ -1332,26 +1326,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--serve", type=Path, metavar="FOLDER", help=text)
     text = "where --serve listens (default: 8000; 0: any free port)"
     add("--port", type=integer(0, 65535), metavar="N", help=text)
-    add_shared_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.serve and arguments.url:
-        parser.error("give a URL or --serve, not both")
-    if arguments.port is not None and not arguments.serve:
-        parser.error("--port needs --serve")
 
-    def script() -> int:
+    def script(arguments: argparse.Namespace) -> int:
+        if arguments.serve and arguments.url:
+            raise FatalError("give a URL or --serve, not both")
+        if arguments.port is not None and not arguments.serve:
+            raise FatalError("--port needs --serve")
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata
         Image.init()  # loads all plugins now: later, too many files may be open
         if arguments.serve:
-            return serve(
-                arguments.serve, 8000 if arguments.port is None else arguments.port
-            )
-        url = service_url(arguments.url)
-        if url is None:
-            return mirror_samples(arguments)
-        return run_images("mirrored", url, arguments, mirror_all)
+            port = 8000 if arguments.port is None else arguments.port
+            return serve(arguments.serve, port)
+        if arguments.url or os.environ.get("IMAGES_URL"):
+            return run_images("mirrored", arguments.url, arguments, mirror_all)
+        return mirror_samples(arguments)
 
-    return run_main(parser.prog, arguments.log_level, script)
+    return run_main(parser, argv, script)
 
 
 if __name__ == "__main__":

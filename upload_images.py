@@ -104,9 +104,7 @@ class RequestError(Exception):
 # ---- what the script does --------------------------------------------------
 
 
-async def upload_folder(
-    client: Client, run: Run, arguments: argparse.Namespace
-) -> None:
+async def upload_folder(run: Run, arguments: argparse.Namespace) -> None:
     """Upload the images in a folder."""
     folder: Path = arguments.folder
     images, skipped, failed = find_files(folder, arguments.recursive)
@@ -115,7 +113,7 @@ async def upload_folder(
         hint = "" if arguments.recursive else "; --recursive includes subfolders"
         logger.warning("there are no images in %s%s", folder, hint)
     if arguments.skip_existing:
-        existing = {form_escape(name) for name in await client.list()}
+        existing = {form_escape(name) for name in await run.client.list()}
         for path in images:
             if form_escape(names[path]) in existing:
                 skipped[path] = "already on the server"
@@ -123,17 +121,13 @@ async def upload_folder(
     async def upload(outcome: Outcome) -> None:
         with open_regular_file(folder / outcome.name) as file:
             outcome.bytes_in = os.fstat(file.fileno()).st_size
-            await client.post(names[outcome.name], file, outcome)
+            await run.client.post(names[outcome.name], file, outcome)
 
-    def in_shard_of(paths: Iterable[str]) -> list[str]:
-        return [path for path in paths if in_shard(path, arguments.shard)]
-
-    remaining = in_shard_of(path for path in images if path not in skipped)
+    remaining = run.in_shard(path for path in images if path not in skipped)
     await run.chains(remaining, upload, arguments.connections)
-    for path in in_shard_of(skipped):
-        run.record(Outcome(path, "skipped", error=skipped[path]))
-    for path in in_shard_of(failed):
-        run.record(Outcome(path, "failed", error=failed[path]))
+    for status, reasons in ("skipped", skipped), ("failed", failed):
+        for path in run.in_shard(reasons):
+            run.record(Outcome(path, status, error=reasons[path]))
 
 
 # ---- files -----------------------------------------------------------------
@@ -143,11 +137,6 @@ def media_type(name: str) -> str:
     """The media type of a file, judged by its name."""
     guess, encoding = mimetypes.guess_type(name, strict=False)
     return guess if guess and not encoding else "application/octet-stream"
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return media_type(name).startswith("image/")
 
 
 def find_files(
@@ -172,7 +161,7 @@ def find_files(
         subfolders[:] = sorted(subfolders) if recursive else []
         for name in sorted(names):
             path = os.path.relpath(os.path.join(parent, name), folder)
-            if is_image(name):
+            if media_type(name).startswith("image/"):
                 images.append(path)
             else:
                 skipped[path] = "not an image, judging by its name"
@@ -196,14 +185,6 @@ def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
         hint = "" if join_path else "; --join-path tells subfolders apart"
         raise FatalError(f"the same name would be uploaded twice: {shown}{hint}")
     return names
-
-
-def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Whether `name` is in part K of N, which depends on the name alone."""
-    part, parts = shard
-    data = name.encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(data, digest_size=8).digest()
-    return int.from_bytes(digest, "big") % parts == part - 1
 
 
 def open_regular_file(path: Path) -> BinaryIO:
@@ -567,9 +548,10 @@ class Run:
     """A run over many images: its chains, counts, progress, report and summary."""
 
     verb: str  # the status of an image that succeeded
-    report: TextIO | None = None  # for JSON lines, replacing its earlier content
-    give_up_after: int = 0  # failed requests in a row; 0: never
-    progress: bool = True
+    client: Client
+    report: TextIO | None  # for JSON lines, replacing its earlier content
+    shard: tuple[int, int]  # (K, N): the K-th of N parts
+    give_up_after: int  # failed requests in a row; 0: never
 
     def __post_init__(self) -> None:
         self.counts = {self.verb: 0, "failed": 0, "skipped": 0}
@@ -579,6 +561,17 @@ class Run:
         self.exit_status = 0
         self._failed_requests = 0  # in a row
         self._task: asyncio.Task[None] | None = None
+
+    def in_shard(self, names: Iterable[str]) -> list[str]:
+        """The names in this run's shard, chosen by a hash of each name."""
+        part, parts = self.shard
+
+        def number(name: str) -> int:
+            data = name.encode("utf-8", "surrogateescape")
+            digest = hashlib.blake2b(data, digest_size=8).digest()
+            return int.from_bytes(digest, "big")
+
+        return [name for name in names if number(name) % parts == part - 1]
 
     async def chains(
         self,
@@ -649,8 +642,8 @@ class Run:
             self._close_report()
             self.exit_status = 1
 
-    def execute(self, work: Callable[[], Coroutine[Any, Any, None]]) -> int:
-        """Run `work()` on an event loop, print the summary, return the exit status.
+    def execute(self, work: Coroutine[Any, Any, None]) -> int:
+        """Await `work`, print the summary, return the exit status.
 
         Ctrl-C, SIGTERM and giving up cancel it.
         """
@@ -658,19 +651,18 @@ class Run:
         async def supervised() -> None:
             self._task = asyncio.current_task()
             loop = asyncio.get_running_loop()
-            for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup or &
-                    with contextlib.suppress(NotImplementedError):  # Windows
-                        loop.add_signal_handler(number, self._cancel, status)
-            if self.progress:
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(signal.SIGTERM, self._cancel, 143)
+            if logger.isEnabledFor(logging.WARNING):
                 self._show_progress()
-            await work()
+            async with self.client:
+                await work
             self._empty_report()
 
         stream = sys.stderr if self.report is sys.stdout else sys.stdout
         try:
             asyncio.run(supervised())
-        except KeyboardInterrupt:  # Windows
+        except KeyboardInterrupt:
             self.exit_status = 130
         except asyncio.CancelledError:
             pass  # by _cancel()
@@ -766,20 +758,16 @@ def size_text(size: float) -> str:
 
 
 def print_line(line: str, stream: TextIO | None, end: str = "\n") -> None:
-    """Print a line, unless the stream is closed or cannot be written to."""
+    """Print a line, unless the stream is closed or cannot be written to.
+
+    Such a stream is redirected, with what it has buffered: Python flushes it again
+    before it forks and at exit, and would fail again.
+    """
     if stream is not None:
         try:
             print(line, file=stream, end=end, flush=True)
         except OSError:
-            silence(stream)
-
-
-def silence(stream: TextIO) -> None:
-    """Redirect a stream that cannot be written to, with what it has buffered.
-
-    Python flushes it again before it forks and at exit, and would fail again.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def erase_line() -> str:
@@ -797,11 +785,9 @@ class LogFormatter(logging.Formatter):
 # ---- the command line ------------------------------------------------------
 
 
-def service_url(argument: str | None) -> str | None:
-    """The URL from the command line or $IMAGES_URL; FatalError if it is unusable."""
-    text = argument or os.environ.get("IMAGES_URL")
-    if not text:
-        return None
+def service_url(argument: str | None) -> str:
+    """`argument`, $IMAGES_URL or DEFAULT_URL; FatalError if it is unusable."""
+    text = argument or os.environ.get("IMAGES_URL") or DEFAULT_URL
     source = "" if argument else "$IMAGES_URL: "
     try:
         url = httpx.URL(text)
@@ -899,49 +885,50 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 def run_images(
     verb: str,
-    url: str,
+    url: str | None,
     arguments: argparse.Namespace,
-    work: Callable[[Client, Run, argparse.Namespace], Coroutine[Any, Any, None]],
+    work: Callable[[Run, argparse.Namespace], Coroutine[Any, Any, None]],
 ) -> int:
-    """Await `work(client, run, arguments)`; return the exit status of the run."""
-    a = arguments
-    report = open_report(a.report)
-    run = Run(verb, report, a.give_up_after, progress=a.log_level != "ERROR")
+    """Await `work(run, arguments)`; return the exit status of the run.
 
-    async def with_client() -> None:
-        async with Client(url, a.field, a.header, a.timeout, a.retries) as client:
-            await work(client, run, arguments)
-
-    return run.execute(with_client)
-
-
-def run_main(prog: str, log_level: str, script: Callable[[], int]) -> int:
-    """Run a script with its log on standard error; return the exit status.
-
-    FatalError becomes one line and the exit status 2.
+    Without a URL, it is that in $IMAGES_URL, or DEFAULT_URL.
     """
+    a = arguments
+    client = Client(service_url(url), a.field, a.header, a.timeout, a.retries)
+    run = Run(verb, client, open_report(a.report), a.shard, a.give_up_after)
+    return run.execute(work(run, arguments))
+
+
+def run_main(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    script: Callable[[argparse.Namespace], int],
+) -> int:
+    """Parse `argv` with the shared options, run the script, return the exit status.
+
+    The log goes to standard error. FatalError becomes one line and the exit status 2.
+    """
+    add_shared_options(parser)
+    arguments = parser.parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))
     root = logging.getLogger()
     old_level = root.level
     root.addHandler(handler)
-    root.setLevel(log_level)
+    root.setLevel(arguments.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return script()
+        return script(arguments)
     except FatalError as error:
-        print_line(f"{prog}: error: {printable(str(error))}", sys.stderr)
+        print_line(f"{parser.prog}: error: {printable(str(error))}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     finally:
         root.removeHandler(handler)
         root.setLevel(old_level)
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except OSError:
-                silence(stream)
+        for stream in (sys.stdout, sys.stderr):
+            print_line("", stream, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -961,14 +948,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--skip-existing", action="store_true", help=text)
     text = "images to upload at the same time (default: 8)"
     add("--connections", type=integer(1), default=8, metavar="N", help=text)
-    add_shared_options(parser)
-    arguments = parser.parse_args(argv)
 
-    def script() -> int:
-        url = service_url(arguments.url) or DEFAULT_URL
-        return run_images("uploaded", url, arguments, upload_folder)
+    def script(arguments: argparse.Namespace) -> int:
+        return run_images("uploaded", arguments.url, arguments, upload_folder)
 
-    return run_main(parser.prog, arguments.log_level, script)
+    return run_main(parser, argv, script)
 
 
 if __name__ == "__main__":
