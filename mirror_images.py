@@ -246,6 +246,7 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
         os.closerange(3, connection.fileno())
         os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     limit_memory()
+    Image.MAX_IMAGE_PIXELS = None  # max_pixels applies
     # Keep 16 MB for the next image instead of returning them to the system
     # (https://pillow.readthedocs.io/en/stable/reference/block_allocator.html).
     Image.core.set_blocks_max(16)  # type: ignore[attr-defined]
@@ -277,8 +278,7 @@ def limit_memory() -> None:
 
 # ---- pixels ----------------------------------------------------------------
 
-MAX_PIXELS = 178_956_970  # Pillow's limit: twice its MAX_IMAGE_PIXELS
-PILLOW_LIMIT_LOCK = threading.Lock()
+MAX_PIXELS = 178_956_970  # what Pillow accepts by default: twice its MAX_IMAGE_PIXELS
 
 
 def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -294,16 +294,15 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     the true flip (median 54). If the mirrored side is not a multiple of the block size, 8
     or 16 pixels, the block boundaries move: 35 dB or more (median 39).
 
-    `max_pixels` limits the image, with all its frames or pages together. It replaces
-    Pillow's own limit: while a file is opened, or a TIFF is read, the process-wide
-    `Image.MAX_IMAGE_PIXELS` and warning filters are changed, under a lock.
+    `max_pixels` limits the image, with all its frames or pages together, besides Pillow's
+    own limit (`Image.MAX_IMAGE_PIXELS`).
 
     Raises ImageError if `data` is not an image in one of FORMATS, is damaged, exceeds
     `max_pixels` or MAX_PAGES, or cannot be written back without loss of bit depth.
     Raises OSError only if the system lacks resources, such as file descriptors (EMFILE).
     """
     try:
-        with open_image(data, FORMATS, max_pixels) as image:
+        with open_image(data, FORMATS) as image:
             check_size(image.size, max_pixels)
             return MIRROR_FUNCTIONS[image.format or ""](image, data, max_pixels)
     except ImageError:
@@ -312,7 +311,7 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
         start = f"it starts with {data[:16]!r}" if data else "it is empty (0 bytes)"
         raise ImageError(f"not an image that can be mirrored: {start}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {max_pixels:,} pixels") from error
+        raise ImageError("more pixels than Pillow's limit") from error
     except (IndexError, EOFError, struct.error) as error:
         raise ImageError("a damaged image: bytes are missing") from error
     except MemoryError as error:
@@ -324,24 +323,8 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
         raise ImageError(f"a damaged or unsupported image: {reason}") from error
 
 
-@contextlib.contextmanager
-def pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Have Pillow refuse more than `max_pixels` (or one more), without warnings."""
-    with PILLOW_LIMIT_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # it refuses twice as many
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def open_image(
-    data: bytes, formats: list[str], max_pixels: int = sys.maxsize
-) -> ImageFile.ImageFile:
-    with pillow_limit(max_pixels):
-        return Image.open(io.BytesIO(data), formats=formats)
+def open_image(data: bytes, formats: list[str]) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
@@ -574,21 +557,20 @@ def mirror_tiff(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byt
     """Mirror every page of a TIFF (TIFF 6.0), each with its own tags."""
     pages: list[Image.Image] = []
     pixels = 0
-    with pillow_limit(max_pixels):
-        # Not n_frames, which reads all directories, however many, before the first page.
-        for number in itertools.count():
-            try:
-                image.seek(number)
-            except EOFError:
-                break
-            if number == MAX_PAGES:
-                raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
-            pixels = check_size(image.size, max_pixels, pixels)
-            if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
-                raise ImageError("TIFF with 16 bits per channel: some would be lost")
-            image.load()  # Pillow applies the orientation
-            pages.append(transpose(image, 1))
-            pages[-1].encoderinfo = tiff_options(image)
+    # Not n_frames, which reads all directories, however many, before the first page.
+    for number in itertools.count():
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        if number == MAX_PAGES:
+            raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
+        pixels = check_size(image.size, max_pixels, pixels)
+        if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
+            raise ImageError("TIFF with 16 bits per channel: some would be lost")
+        image.load()  # Pillow applies the orientation
+        pages.append(transpose(image, 1))
+        pages[-1].encoderinfo = tiff_options(image)
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     return file.getvalue()

@@ -1191,18 +1191,12 @@ def test_max_pixels_applies_to_all_frames_together(format: str) -> None:
         mirror(data, 40 * 30 * 5 - 1)
 
 
-def test_max_pixels_replaces_pillows_limit_only_for_the_call(
+def test_pillows_own_limit_applies_to_other_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    for sample in ("jpeg", "gif", "png", "tiff", "tiff lzw", "webp"):
-        data = IMAGES[sample]
-        mirror(data)
-        with pytest.raises(ImageError, match="more than 20 pixels"):
-            mirror(data, 20)
-    assert Image.MAX_IMAGE_PIXELS == 10
-    with pytest.raises(Image.DecompressionBombError):
-        opened(data)
+    with pytest.raises(ImageError, match="more pixels than Pillow's limit"):
+        mirror(IMAGES["jpeg"])
 
 
 def test_an_image_may_have_as_many_pixels_as_pillow_accepts_by_default() -> None:
@@ -1752,6 +1746,15 @@ def test_an_image_of_more_than_max_pixels_fails(service: Service, report: Path) 
     lines = read_report(report)
     assert lines["a.png"]["status"] == "mirrored"
     assert str(pixels) in lines["large.png"]["error"]
+
+
+def test_max_pixels_replaces_pillows_limit_in_the_workers(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    samples = ("jpeg", "gif", "png", "tiff", "tiff lzw", "webp")
+    service.images |= {name: IMAGES[name] for name in samples}
+    assert run(service) == 0
 
 
 # ---- options ---------------------------------------------------------------
