@@ -23,6 +23,8 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import email.message
+import email.utils
 import http.server
 import io
 import itertools
@@ -896,7 +898,6 @@ MIRROR_FUNCTIONS = {
 PATH = "/images/"
 MAX_UPLOAD_SIZE = 1 << 26  # bytes of a request body, which is held in memory: 64 MiB
 MAX_PARTS = 1000  # of a form
-MAX_PART_HEADERS = 1 << 13  # bytes of the headers of one part
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
@@ -911,11 +912,6 @@ class ImageServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), ImageHandler)
         self.folder = folder
-        # No other running server has this port, so a file with this prefix was left behind
-        # by one that was killed.
-        self.temporary_prefix = f".upload-{self.server_port}-"
-        for leftover in folder.glob(f"{self.temporary_prefix}*"):
-            leftover.unlink(missing_ok=True)
 
     @property
     def url(self) -> str:
@@ -943,9 +939,10 @@ class ImageServer(http.server.ThreadingHTTPServer):
             and (self.folder / name).is_file()
         )
 
-    def save(self, name: str, content: memoryview) -> None:
+    def save(self, name: str, content: bytes) -> None:
         """Save an image whole or not at all."""
-        temporary = self.folder / f"{self.temporary_prefix}{threading.get_ident()}"
+        thread = f"{os.getpid()}-{threading.get_ident()}"
+        temporary = self.folder / f".upload-{thread}"
         try:
             temporary.write_bytes(content)
             temporary.replace(self.folder / name)
@@ -979,8 +976,6 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
     # Nagle's algorithm would hold the body back until the headers are acknowledged,
     # which takes 40 ms.
     disable_nagle_algorithm = True
-    error_content_type = "text/plain; charset=utf-8"
-    error_message_format = "%(explain)s\n"
 
     def parse_request(self) -> bool:
         """Parse a request; refuse it if another web site's page may have sent it.
@@ -1002,20 +997,15 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         """Send the list of images, or one of them."""
         path = self.path.partition("?")[0]
         if path in (PATH, PATH.rstrip("/")):
-            return self.send_text("".join(f"{name}\n" for name in self.server.names()))
+            names = self.server.names()
+            return self.respond(200, "".join(f"{name}\n" for name in names))
         name = urllib.parse.unquote(path.removeprefix(PATH))
-        image = self.server.folder / name
-        is_image_path = path.startswith(PATH) and is_safe_name(name) and image.is_file()
-        if not (is_image_path and os.access(image, os.R_OK)):
-            message = f"not found, or not readable; {PATH} lists the images"
-            return self.send_error(404, explain=message)
-        with image.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self.send_head(media_type(name), size)
-            if size and self.command != "HEAD":
-                sent = self.connection.sendfile(file, count=size)
-                self.close_connection |= sent < size  # the file was truncated
-        return None
+        if path.startswith(PATH) and is_safe_name(name):
+            with contextlib.suppress(OSError):
+                content = (self.server.folder / name).read_bytes()
+                return self.respond(200, content, media_type(name))
+        message = f"not found, or not readable; {PATH} lists the images"
+        return self.send_error(404, explain=message)
 
     do_HEAD = do_GET
 
@@ -1045,19 +1035,29 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             self.send_error(507, explain=f"cannot be saved: {error.strerror}")
         else:
-            self.send_text(f"saved {', '.join(files)}\n")
+            self.respond(200, f"saved {', '.join(files)}\n")
 
-    def send_text(self, text: str) -> None:
-        body = text.encode("utf-8", "surrogateescape")
-        self.send_head("text/plain; charset=utf-8", len(body))
+    def respond(
+        self, status: int, body: str | bytes, content_type: str | None = None
+    ) -> None:
+        if isinstance(body, str):
+            body = body.encode("utf-8", "surrogateescape")
+        self.send_response(status)
+        self.send_header("Content-Type", content_type or "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_head(self, content_type: str, length: int) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
+        """Send an error as plain text."""
+        self.close_connection = True  # the request's body may not have been read
+        text = explain or message or http.HTTPStatus(code).phrase
+        self.respond(code, f"{text}\n")
 
     def log_message(self, format: str, *args: object) -> None:
         logger.info("%s %s", self.client_address[0], format % args)
@@ -1065,37 +1065,28 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
 def is_safe_name(name: str) -> bool:
     """Whether `name` stays in the folder, and is not that of a hidden file."""
-    return not is_long_name(name) and bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
+    return bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
 
 
-def is_long_name(name: str) -> bool:
-    """Whether `name` is too long for file systems."""
-    return len(name.encode("utf-8", "surrogateescape")) > 255
-
-
-def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
+def form_files(body: bytes, boundary: str) -> dict[str, bytes]:
     """The content of each file in a form (RFC 7578), by name.
 
     Raises ValueError if the form is malformed, has no file or has an unsafe name.
     """
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
-    if not boundary or not 0 < body.count(delimiter) <= MAX_PARTS:
-        raise ValueError("the form has no parts, or too many")
+    _, *parts = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
+    if not boundary or not parts or not parts.pop().startswith(b"--"):
+        raise ValueError("the form is incomplete, or has too many parts")
     files = {}
-    position = body.find(delimiter[2:]) + len(delimiter) - 2
-    while not body.startswith(b"--", position):  # the end of the last delimiter
-        head_end = body.find(b"\r\n\r\n", position, position + MAX_PART_HEADERS)
-        end = body.find(delimiter, head_end + 4)
-        if min(head_end, end) < 0:
-            raise ValueError("a part is incomplete, or its headers are too long")
-        name = file_name(body[position:head_end])
+    for part in parts:
+        headers, blank_line, content = part.partition(b"\r\n\r\n")
+        if not blank_line:
+            raise ValueError("a part has no end of its headers")
+        name = file_name(headers)
         if name is not None:
-            if is_long_name(name):
-                raise ValueError("the file name is longer than 255 bytes")
             if not is_safe_name(name):
                 raise ValueError(f"not a valid image name: {name!r}")
-            files[name] = memoryview(body)[head_end + 4 : end]
-        position = end + len(delimiter)
+            files[name] = content
     if not files:
         raise ValueError("the form has no file")
     return files
@@ -1110,19 +1101,16 @@ def file_name(headers: bytes) -> str | None:
     disposition = re.search(rb"(?im)^content-disposition:(.*)", headers)
     if not disposition:
         return None
-    parameter = rb';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)(?:"|$)|([^;\s"]*))'
-    parameters = {
-        key.lower(): quoted or token
-        for key, quoted, token in re.findall(parameter, disposition[1])
-    }
-    extended = parameters.get(b"filename*", b"")
-    if extended.lower().startswith(b"utf-8''"):
-        return urllib.parse.unquote(extended[7:].decode(), errors="strict")
-    if b"filename" not in parameters:
+    message = email.message.Message()
+    message["Content-Disposition"] = disposition[1].decode("latin-1")
+    parameters: dict[str, Any] = dict(message.get_params([], "Content-Disposition"))
+    value = parameters.get("filename")
+    if value is None:
         return None
-    name = re.sub(rb'\\"|%22', b'"', parameters[b"filename"])
-    name = name.replace(b"%0D", b"\r").replace(b"%0A", b"\n")
-    return name.decode("utf-8", "surrogateescape")
+    if isinstance(value, tuple):  # extended
+        return str(email.utils.collapse_rfc2231_value(value))
+    name: str = value.encode("latin-1").decode("utf-8", "surrogateescape")
+    return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
 def serve(folder: Path, port: int) -> int:
