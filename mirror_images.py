@@ -260,7 +260,8 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
             try:
                 success, result = True, mirror(data, max_pixels)
             except (ImageError, OSError) as error:
-                success, result = False, str(error).encode("utf-8", "replace")
+                text = getattr(error, "strerror", None) or str(error)
+                success, result = False, text.encode("utf-8", "replace")
             pipe.write(struct.pack("<?Q", success, len(result)))
             pipe.write(result)
             pipe.flush()

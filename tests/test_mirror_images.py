@@ -1832,7 +1832,7 @@ def work_with(monkeypatch: pytest.MonkeyPatch) -> WorkWith:
         ),
         (lambda: os._exit(3), "the worker process died (exit status 3"),
         (lambda: os._exit(0), "the worker process died (exit status 0"),
-        (lambda: os.open("/missing", os.O_RDONLY), "[Errno 2] No such file"),
+        (lambda: os.open("/missing", os.O_RDONLY), "No such file or directory"),
         (lambda: time.sleep(60), "mirroring took more than "),
     ],
 )
