@@ -105,17 +105,17 @@ RESERVED_ADDRESS_SPACE = 1 << 30  # bytes
 async def mirror_all(run: Run, arguments: argparse.Namespace) -> None:
     """Mirror the images in the server's list that are not mirrored yet."""
     prefix: str = arguments.prefix
-    names = await run.client.list()
+    listed = await run.client.list()
     # Servers store names as sent, so two with the same escaped form are the same.
-    stored = {form_escape(name): name for name in reversed(names)}
-    if prefix:
-        names = [name for name in names if not name.startswith(prefix)]
-    names = run.in_shard(names)
-    if prefix and not arguments.again:
-        mirrored = {n for n in names if form_escape(prefix + n) in stored}
-        names = [name for name in names if name not in mirrored]
-        for name in sorted(mirrored):
+    stored = {form_escape(name): name for name in reversed(listed)}
+    names = []
+    for name in run.in_shard(listed):
+        if prefix and name.startswith(prefix):
+            continue
+        if prefix and form_escape(prefix + name) in stored and not arguments.again:
             run.record(Outcome(name, "skipped", error="already mirrored"))
+        else:
+            names.append(name)
 
     async def mirror_one(outcome: Outcome) -> None:
         name = outcome.name
@@ -209,17 +209,12 @@ class Worker:
     @classmethod
     async def start(cls, max_pixels: int) -> Worker:
         ours, theirs = socket.socketpair()
-        process = PROCESSES.Process(
-            target=serve_worker, args=(theirs, max_pixels), daemon=True
-        )
+        streams = await asyncio.open_connection(sock=ours)
+        arguments = (theirs, max_pixels)
+        process = PROCESSES.Process(target=serve_worker, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        try:
-            return cls(process, *await asyncio.open_connection(sock=ours))
-        except BaseException:
-            process.kill()
-            process.join()
-            raise
+        return cls(process, *streams)
 
     async def mirror(self, data: bytes) -> tuple[bool, bytes]:
         self.writer.write(struct.pack("<Q", len(data)) + data)
@@ -1120,8 +1115,6 @@ def serve(folder: Path, port: int) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         server = ImageServer(folder, port)
-    except FileExistsError as error:
-        raise FatalError(f"cannot serve {folder}: not a folder") from error
     except OSError as error:
         message = f"cannot serve {folder} on port {port}: {error.strerror}"
         raise FatalError(message) from error
@@ -1166,7 +1159,7 @@ def draw_samples(folder: Path) -> None:
 def draw_sample(
     size: tuple[int, int], background: str | None, moment: float = 0.3
 ) -> Image.Image:
-    """An arrow to the right, under a sun that moves from left to right."""
+    """An arrow to the right, under a sun that moves from left to right, on a slope."""
     scale = 4  # drawn larger, then reduced, for smooth edges
     width, height = size[0] * scale, size[1] * scale
     image = Image.new("RGBA", (width, height))
@@ -1176,16 +1169,8 @@ def draw_sample(
     draw = ImageDraw.Draw(image)
     x, y, r = width * (0.1 + 0.8 * moment), height * 0.25, height * 0.1
     draw.ellipse((x - r, y - r, x + r, y + r), "#ffd23f")
-    hills = [
-        (0, 0.55),
-        (0.25, 0.45),
-        (0.55, 0.75),
-        (0.8, 0.7),
-        (1, 0.8),
-        (1, 1),
-        (0, 1),
-    ]
-    draw.polygon([(a * width, b * height) for a, b in hills], "#2e6f40")
+    slope = [(0, 0.45 * height), (width, 0.85 * height), (width, height), (0, height)]
+    draw.polygon(slope, "#2e6f40")
     shaft = (0.15 * width, 0.83 * height, 0.7 * width, 0.9 * height)
     draw.rectangle(shaft, "#f4f1de")
     head = [(0.66, 0.76), (0.9, 0.865), (0.66, 0.97)]
@@ -1198,23 +1183,22 @@ def draw_sample(
 
 def side_by_side(pairs: Iterable[dict[str, bytes]]) -> Image.Image:
     """A picture of images next to their mirror images, as viewers show them."""
-    rows = [[(name, as_shown(data)) for name, data in pair.items()] for pair in pairs]
-    heights = [max(image.height for _, image in row) + 40 for row in rows]
-    sheet = Image.new("RGB", (520, sum(heights)), "#808080")
+    rows = list(pairs)
+    sheet = Image.new("RGB", (520, 200 * len(rows)), "#808080")
     draw = ImageDraw.Draw(sheet)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for left, (name, image) in zip((10, 270), row, strict=True):
+    for row, pair in enumerate(rows):
+        for column, (name, data) in enumerate(pair.items()):
+            left, top = 10 + 260 * column, 200 * row
             draw.text((left, top + 8), name, "white")
+            image = as_shown(data)
             sheet.paste(image, (left, top + 25), image)
-        top += height
     return sheet
 
 
 def as_shown(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         shown = ImageOps.exif_transpose(image).convert("RGBA")
-    shown.thumbnail((240, 240))
+    shown.thumbnail((240, 160))
     return shown
 
 
