@@ -1010,10 +1010,10 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             self.send_error(404, explain=f"POST images to {PATH}")
-        elif "Transfer-Encoding" in self.headers or not length:
+        elif "Transfer-Encoding" in self.headers or not re.fullmatch(
+            r"\d{1,18}", length
+        ):
             self.send_error(411, explain="send a Content-Length, not a chunked body")
-        elif not re.fullmatch("[0-9]{1,18}", length):
-            self.send_error(400, explain="invalid Content-Length")
         elif int(length) > MAX_UPLOAD_SIZE:
             self.send_error(413, explain=f"the limit is {MAX_UPLOAD_SIZE >> 20} MiB")
         elif self.headers.get_content_type() != "multipart/form-data":
@@ -1125,9 +1125,7 @@ def serve(folder: Path, port: int) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print_line(
-                "", sys.stdout
-            )  # so that the shell's prompt does not end up behind ^C
+            print_line("", sys.stdout)  # the shell's prompt goes below ^C
     return 0
 
 
@@ -1208,10 +1206,8 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     draw_samples(folder)
     samples = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with ImageServer(folder).running() as url:
-        print_line(
-            f"No URL given: an embedded server at {url} has {len(samples)} samples.",
-            sys.stdout,
-        )
+        what = f"an embedded server at {url} has {len(samples)} samples"
+        print_line(f"No URL given: {what}.", sys.stdout)
         status = run_images("mirrored", url, arguments, mirror_all)
     results = {name: folder / (arguments.prefix + name) for name in samples}
     pairs = [

@@ -264,7 +264,8 @@ class Client:
     retries: int = 4  # attempts after the first
 
     def __post_init__(self) -> None:
-        self._url = url = httpx.URL(self.url)
+        url = httpx.URL(self.url)
+        self._url = url.copy_with(userinfo=b"")
         self._timeout = httpx.Timeout(self.timeout).as_dict()
         self._headers = httpx.Headers({"Accept": "*/*", "Accept-Encoding": "identity"})
         self._headers["User-Agent"] = f"python-httpx/{httpx.__version__}"
@@ -301,12 +302,12 @@ class Client:
             raise
         except Exception as error:
             what = "the list of images (plain text, one name per line)"
-            message = f"{self.shown_url}: cannot get {what}: {reason(error)}"
+            message = f"{self._url}: cannot get {what}: {reason(error)}"
             raise FatalError(message) from error
 
     async def get(self, name: str, max_size: int, outcome: Outcome) -> bytes:
         """GET the image `name`; ImageError if it is larger than `max_size` bytes."""
-        base, mark, query = self.url.partition("?")
+        base, mark, query = str(self._url).partition("?")
         quoted = urllib.parse.quote(name, safe="")
         url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
         _, content = await self._send(outcome, "GET", url, max_size)
@@ -384,7 +385,7 @@ class Client:
             await connection.aclose()
             unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             if unreachable and not self._responded:
-                message = f"{self.shown_url}: {error_text(error, self.timeout)}"
+                message = f"{self._url}: {error_text(error, self.timeout)}"
                 if self._url.scheme == "http" and self._url.host in LOOPBACK:
                     hint = "python mirror_images.py --serve received/"
                     message += f"; to try it out, start {hint}"
@@ -411,11 +412,6 @@ class Client:
             proxy = f"http://{proxy}"
         limits = httpx.Limits(max_connections=1)
         return httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, proxy=proxy)
-
-    @property
-    def shown_url(self) -> str:
-        """The URL without user name and password."""
-        return str(self._url.copy_with(userinfo=b""))
 
 
 async def read_content(
@@ -788,17 +784,16 @@ class LogFormatter(logging.Formatter):
 def service_url(argument: str | None) -> str:
     """`argument`, $IMAGES_URL or DEFAULT_URL; FatalError if it is unusable."""
     text = argument or os.environ.get("IMAGES_URL") or DEFAULT_URL
-    source = "" if argument else "$IMAGES_URL: "
     try:
         url = httpx.URL(text)
-        host = url.host  # decodes it, which may fail
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise FatalError(f"{source}{text!r} is not a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not host or url.fragment:
+        usable = url.scheme in ("http", "https") and url.host and not url.fragment
+        usable = usable and (url.port or 80) < 65536
+    except (httpx.InvalidURL, UnicodeError):
+        usable = False
+    if not usable:
+        source = "" if argument else "$IMAGES_URL: "
         message = f"{text!r} is not an http or https URL such as {DEFAULT_URL}"
-        raise FatalError(f"{source}{message}")
-    if url.port is not None and not 1 <= url.port <= 65535:
-        raise FatalError(f"{source}{text!r}: ports range from 1 to 65535")
+        raise FatalError(source + message)
     return text
 
 

@@ -1206,14 +1206,11 @@ def assert_unusable(result: Result, message: str) -> None:
 
 
 UNUSABLE = {
-    "is not an http or https URL": [
+    "is not an http or https URL such as": [
         *("--url=ftp://a.test/", "--url=a.test/up/", "--url=/up/", "--url=http://"),
-        "--url=http://a.test/#b",
+        *("--url=http://a.test/#b", "--url=http://[::1", "--url=http://a.test:port/"),
+        *("--url=http://xn--/", "--url=http://a:65536/"),
     ],
-    "is not a URL": [
-        f"--url={url}" for url in ("http://[::1", "http://a.test:port/", "http://xn--/")
-    ],
-    "ports range from 1 to 65535": ["--url=http://a.test:0/", "--url=http://a:65536/"],
     "is not a header field such as 'Name: value'": [
         *("--header=X-One 1", "--header=: 1", "--header=X One: 1", "--header=Ü: 1"),
         "--header=X: 1\r\nY: 2",
@@ -1269,8 +1266,7 @@ ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
     ("variable", "value", "message"),
     [
         ("IMAGES_URL", "images", "$IMAGES_URL: 'images' is not an http or https URL"),
-        ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not a URL"),
-        ("IMAGES_URL", "http://a.test:0", "$IMAGES_URL: 'http://a.test:0': ports"),
+        ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not an http"),
         ("HTTP_PROXY", "strange://", ENVIRONMENT),
         ("ALL_PROXY", "http://[::1", ENVIRONMENT),
         ("SSL_CERT_FILE", "/nowhere", ENVIRONMENT),
