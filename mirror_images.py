@@ -894,6 +894,7 @@ MIRROR_FUNCTIONS = {
 PATH = "/images/"
 MAX_UPLOAD_SIZE = 1 << 26  # bytes of a request body, which is held in memory: 64 MiB
 MAX_PARTS = 1000  # of a form
+LENGTH = re.compile("[0-9]{1,18}")
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
@@ -1010,9 +1011,7 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             self.send_error(404, explain=f"POST images to {PATH}")
-        elif "Transfer-Encoding" in self.headers or not re.fullmatch(
-            r"\d{1,18}", length
-        ):
+        elif "Transfer-Encoding" in self.headers or not LENGTH.fullmatch(length):
             self.send_error(411, explain="send a Content-Length, not a chunked body")
         elif int(length) > MAX_UPLOAD_SIZE:
             self.send_error(413, explain=f"the limit is {MAX_UPLOAD_SIZE >> 20} MiB")
@@ -1206,9 +1205,10 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     draw_samples(folder)
     samples = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with ImageServer(folder).running() as url:
+        arguments.url = url
         what = f"an embedded server at {url} has {len(samples)} samples"
         print_line(f"No URL given: {what}.", sys.stdout)
-        status = run_images("mirrored", url, arguments, mirror_all)
+        status = run_images("mirrored", arguments, mirror_all)
     results = {name: folder / (arguments.prefix + name) for name in samples}
     pairs = [
         {name: samples[name], f"mirrored: {path.name}": path.read_bytes()}
@@ -1289,7 +1289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             port = 8000 if arguments.port is None else arguments.port
             return serve(arguments.serve, port)
         if arguments.url or os.environ.get("IMAGES_URL"):
-            return run_images("mirrored", arguments.url, arguments, mirror_all)
+            return run_images("mirrored", arguments, mirror_all)
         return mirror_samples(arguments)
 
     return run_main(parser, argv, script)

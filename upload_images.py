@@ -716,7 +716,7 @@ def open_files_limit() -> int:
     except ImportError:  # Windows
         return sys.maxsize
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(hard, 10_240)  # the most that macOS accepts
+    most = max(soft, min(hard, 10_240))  # macOS accepts no more
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         return most
@@ -880,16 +880,12 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 def run_images(
     verb: str,
-    url: str | None,
     arguments: argparse.Namespace,
     work: Callable[[Run, argparse.Namespace], Coroutine[Any, Any, None]],
 ) -> int:
-    """Await `work(run, arguments)`; return the exit status of the run.
-
-    Without a URL, it is that in $IMAGES_URL, or DEFAULT_URL.
-    """
+    """Await `work(run, arguments)`; return the exit status of the run."""
     a = arguments
-    client = Client(service_url(url), a.field, a.header, a.timeout, a.retries)
+    client = Client(service_url(a.url), a.field, a.header, a.timeout, a.retries)
     run = Run(verb, client, open_report(a.report), a.shard, a.give_up_after)
     return run.execute(work(run, arguments))
 
@@ -943,11 +939,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--skip-existing", action="store_true", help=text)
     text = "images to upload at the same time (default: 8)"
     add("--connections", type=integer(1), default=8, metavar="N", help=text)
-
-    def script(arguments: argparse.Namespace) -> int:
-        return run_images("uploaded", arguments.url, arguments, upload_folder)
-
-    return run_main(parser, argv, script)
+    return run_main(parser, argv, lambda a: run_images("uploaded", a, upload_folder))
 
 
 if __name__ == "__main__":
