@@ -84,6 +84,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 # 41 dB or more against the true flip of a photo; 1.3 times the size of quality 80
 LOSSY_QUALITY = 90
+MAX_PIXELS = 178_956_970  # of all frames: what Pillow accepts by default
 MAX_PAGES = 1000  # of a TIFF: Pillow's time is quadratic in their number
 STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed at a time
 IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
@@ -243,7 +244,7 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
         os.closerange(3, connection.fileno())
         os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     limit_memory()
-    Image.MAX_IMAGE_PIXELS = None  # max_pixels applies
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
     # Keep 16 MB for the next image instead of returning them to the system
     # (https://pillow.readthedocs.io/en/stable/reference/block_allocator.html).
     Image.core.set_blocks_max(16)  # type: ignore[attr-defined]
@@ -253,7 +254,7 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
         while header := pipe.read(8):
             data = pipe.read(*struct.unpack("<Q", header))
             try:
-                success, result = True, mirror(data, max_pixels)
+                success, result = True, mirror(data)
             except (ImageError, OSError) as error:
                 text = getattr(error, "strerror", None) or str(error)
                 success, result = False, text.encode("utf-8", "replace")
@@ -276,10 +277,8 @@ def limit_memory() -> None:
 
 # ---- pixels ----------------------------------------------------------------
 
-MAX_PIXELS = 178_956_970  # what Pillow accepts by default: twice its MAX_IMAGE_PIXELS
 
-
-def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
+def mirror(data: bytes) -> bytes:
     """Mirror an image file left-to-right, as a viewer shows it.
 
     The result has the same format. EXIF or XMP orientation is applied first and its tag
@@ -292,24 +291,23 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     the true flip (median 54). If the mirrored side is not a multiple of the block size, 8
     or 16 pixels, the block boundaries move: 35 dB or more (median 39).
 
-    `max_pixels` limits the image, with all its frames or pages together, besides Pillow's
-    own limit (`Image.MAX_IMAGE_PIXELS`).
+    Pillow's limit, twice `Image.MAX_IMAGE_PIXELS` pixels, applies to all frames or pages
+    together.
 
     Raises ImageError if `data` is not an image in one of FORMATS, is damaged, exceeds
-    `max_pixels` or MAX_PAGES, or cannot be written back without loss of bit depth.
+    that limit or MAX_PAGES, or cannot be written back without loss of bit depth.
     Raises OSError only if the system lacks resources, such as file descriptors (EMFILE).
     """
     try:
         with open_image(data, FORMATS) as image:
-            check_size(image.size, max_pixels)
-            return MIRROR_FUNCTIONS[image.format or ""](image, data, max_pixels)
+            return MIRROR_FUNCTIONS[image.format or ""](image, data)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         start = f"it starts with {data[:16]!r}" if data else "it is empty (0 bytes)"
         raise ImageError(f"not an image that can be mirrored: {start}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError("more pixels than Pillow's limit") from error
+        raise ImageError(f"more than {pixel_limit():,} pixels") from error
     except (IndexError, EOFError, struct.error) as error:
         raise ImageError("a damaged image: bytes are missing") from error
     except MemoryError as error:
@@ -325,7 +323,12 @@ def open_image(data: bytes, formats: list[str]) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=formats)
 
 
-def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
+def pixel_limit() -> int:
+    """The most pixels that Pillow accepts."""
+    return int(2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize))
+
+
+def check_size(size: tuple[int, int], before: int = 0) -> int:
     """Raise ImageError for a decompression bomb.
 
     `before` is the number of pixels in the frames before this one; the result is that
@@ -334,10 +337,10 @@ def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
     """
     pixels = size[0] * size[1]
     if before:  # even the smallest frame takes time
-        pixels = max(pixels, max_pixels // 40_000)
-    if before + pixels > max_pixels:
+        pixels = max(pixels, pixel_limit() // 40_000)
+    if before + pixels > pixel_limit():
         frames = " in all frames" if before else ""
-        raise ImageError(f"more than {max_pixels:,} pixels{frames}")
+        raise ImageError(f"more than {pixel_limit():,} pixels{frames}")
     return before + pixels
 
 
@@ -427,7 +430,7 @@ def mirror_still(image: ImageFile.ImageFile, **options: Any) -> bytes:
     return encoded(transpose(image, orientation_of(image)), image, **options)
 
 
-def mirror_jpeg(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_jpeg(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a JPEG (ITU-T T.81); encode it with its own tables and subsampling."""
     assert isinstance(image, JpegImagePlugin.JpegImageFile)
     tables = image.quantization
@@ -466,7 +469,7 @@ def iptc_segment(iptc: bytes | None) -> bytes | None:
     return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
 
 
-def mirror_bmp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_bmp(image: ImageFile.ImageFile, data: bytes) -> bytes:
     if image.mode != "RGBA":
         return mirror_still(image)
     # Pillow writes no alpha channel, so move only the pixels, 4 bytes each.
@@ -478,7 +481,7 @@ def mirror_bmp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
     return data[:start] + transpose(pixels, 1).tobytes() + data[end:]
 
 
-def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes) -> bytes:
     start = data.find(b"\xff\x4f\xff\x51")  # of the codestream (ITU-T T.800, A.5.1)
     (components,) = struct.unpack_from(">H", data, start + 40)
     depths = data[start + 42 : start + 42 + 3 * components : 3]  # less one, and a sign
@@ -487,18 +490,18 @@ def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
     return mirror_still(image, no_jp2=start == 0)
 
 
-def mirror_ppm(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_ppm(image: ImageFile.ImageFile, data: bytes) -> bytes:
     arguments = image.tile[0].args  # a raw mode, or a raw mode and the maximum value
     if image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
         raise ImageError("PPM with 16 bits per channel: some would be lost")
     return mirror_still(image)
 
 
-def mirror_frames(image: ImageFile.ImageFile, max_pixels: int, **options: Any) -> bytes:
+def mirror_frames(image: ImageFile.ImageFile, **options: Any) -> bytes:
     """Mirror every frame of a WebP or AVIF image."""
     frames, starts, pixels = [], [], 0
     for number in range(getattr(image, "n_frames", 1)):
-        pixels = check_size(image.size, max_pixels, pixels)
+        pixels = check_size(image.size, pixels)
         image.seek(number)
         image.load()
         frames.append(transpose(image, orientation_of(image)))
@@ -517,15 +520,15 @@ def mirror_frames(image: ImageFile.ImageFile, max_pixels: int, **options: Any) -
     )
 
 
-def mirror_avif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_avif(image: ImageFile.ImageFile, data: bytes) -> bytes:
     options = {} if image.mode == "L" else {"subsampling": "4:4:4"}
-    return mirror_frames(image, max_pixels, quality=LOSSY_QUALITY, **options)
+    return mirror_frames(image, quality=LOSSY_QUALITY, **options)
 
 
-def mirror_webp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_webp(image: ImageFile.ImageFile, data: bytes) -> bytes:
     if is_lossless_webp(data):
-        return mirror_frames(image, max_pixels, lossless=True, exact=True)
-    return mirror_frames(image, max_pixels, quality=LOSSY_QUALITY)
+        return mirror_frames(image, lossless=True, exact=True)
+    return mirror_frames(image, quality=LOSSY_QUALITY)
 
 
 def is_lossless_webp(data: bytes) -> bool:
@@ -551,7 +554,7 @@ TIFF_TAGS = {
 }
 
 
-def mirror_tiff(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_tiff(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror every page of a TIFF (TIFF 6.0), each with its own tags."""
     pages: list[Image.Image] = []
     pixels = 0
@@ -563,7 +566,7 @@ def mirror_tiff(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byt
             break
         if number == MAX_PAGES:
             raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
-        pixels = check_size(image.size, max_pixels, pixels)
+        pixels = check_size(image.size, pixels)
         if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
             raise ImageError("TIFF with 16 bits per channel: some would be lost")
         image.load()  # Pillow applies the orientation
@@ -597,7 +600,7 @@ def tiff_options(image: ImageFile.ImageFile) -> dict[str, Any]:
     return options
 
 
-def mirror_gif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_gif(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a GIF frame by frame (GIF89a): only pixels and positions change.
 
     Pillow would draw every frame in full and choose a new palette, which loses colours.
@@ -608,11 +611,11 @@ def mirror_gif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
     for start, end, block_type in gif_blocks(data):
         if block_type == GIF_FRAME:
             left, top, w, h, flags = struct.unpack_from("<HHHHB", data, start + 1)
-            check_size((max(width, left + w), top + h), max_pixels)
+            check_size((max(width, left + w), top + h))
             if not pixels:  # viewers enlarge the screen to fit the first frame
                 width = max(width, left + w)
                 struct.pack_into("<H", out, 6, width)
-            pixels = check_size((w, h), max_pixels, pixels)
+            pixels = check_size((w, h), pixels)
             visible = min(w, width - left)  # they crop later frames
             if visible > 0:
                 left = width - left - visible
@@ -697,7 +700,7 @@ PNG_KEPT = {
 }
 
 
-def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_png(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a PNG frame by frame (PNG 3rd edition): only pixels and positions change.
 
     Pillow would reduce 16-bit colour to 8 bits and lose most chunks.
@@ -723,7 +726,7 @@ def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
             number = struct.pack(">I", sequence) if chunk_type == b"fdAT" else b""
             sequence += len(number) // 4
             pixels = b"".join(body[len(number) :] for body in bodies)
-            count = check_size(size, max_pixels, count)
+            count = check_size(size, count)
             frame_header = struct.pack(">II", *size) + header[8:]
             bodies = [number + mirror_png_pixels(frame_header, pixels, orientation)]
         for body in bodies:
