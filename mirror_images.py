@@ -32,6 +32,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -1000,12 +1001,14 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
             names = self.server.names()
             return self.respond(200, "".join(f"{name}\n" for name in names))
         name = urllib.parse.unquote(path.removeprefix(PATH))
+        content = None
         if path.startswith(PATH) and is_safe_name(name):
             with contextlib.suppress(OSError):
                 content = (self.server.folder / name).read_bytes()
-                return self.respond(200, content, media_type(name))
-        message = f"not found, or not readable; {PATH} lists the images"
-        return self.send_error(404, explain=message)
+        if content is None:
+            message = f"not found, or not readable; {PATH} lists the images"
+            return self.send_error(404, explain=message)
+        return self.respond(200, content, media_type(name))
 
     do_HEAD = do_GET
 
@@ -1046,8 +1049,8 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command != "HEAD":  # in pieces, as the time-out applies to each write
+            shutil.copyfileobj(io.BytesIO(body), self.wfile, 1 << 18)
 
     def send_error(
         self, code: int, message: str | None = None, explain: str | None = None
