@@ -111,7 +111,7 @@ async def mirror_all(run: Run, arguments: argparse.Namespace) -> None:
     # Servers store names as sent, so two with the same escaped form are the same.
     stored = {form_escape(name): name for name in reversed(listed)}
     names = []
-    for name in run.in_shard(listed):
+    for name in filter(run.in_shard, listed):
         if prefix and name.startswith(prefix):
             continue
         if prefix and form_escape(prefix + name) in stored and not arguments.again:

@@ -107,27 +107,30 @@ class RequestError(Exception):
 async def upload_folder(run: Run, arguments: argparse.Namespace) -> None:
     """Upload the images in a folder."""
     folder: Path = arguments.folder
-    images, skipped, failed = find_files(folder, arguments.recursive)
+    images, others = find_files(folder, arguments.recursive)
     names = upload_names(images, arguments.join_path)
     if not images:
         hint = "" if arguments.recursive else "; --recursive includes subfolders"
         logger.warning("there are no images in %s%s", folder, hint)
+    existing: set[str] = set()
     if arguments.skip_existing:
-        existing = {form_escape(name) for name in await run.client.list()}
-        for path in images:
-            if form_escape(names[path]) in existing:
-                skipped[path] = "already on the server"
+        existing.update(form_escape(name) for name in await run.client.list())
+    remaining = []
+    for path in images:
+        if form_escape(names[path]) in existing:
+            others.append(Outcome(path, "skipped", error="already on the server"))
+        elif run.in_shard(path):
+            remaining.append(path)
 
     async def upload(outcome: Outcome) -> None:
         with open_regular_file(folder / outcome.name) as file:
             outcome.bytes_in = os.fstat(file.fileno()).st_size
             await run.client.post(names[outcome.name], file, outcome)
 
-    remaining = run.in_shard(path for path in images if path not in skipped)
     await run.chains(remaining, upload, arguments.connections)
-    for status, reasons in ("skipped", skipped), ("failed", failed):
-        for path in run.in_shard(reasons):
-            run.record(Outcome(path, status, error=reasons[path]))
+    for outcome in others:
+        if run.in_shard(outcome.name):
+            run.record(outcome)
 
 
 # ---- files -----------------------------------------------------------------
@@ -139,23 +142,21 @@ def media_type(name: str) -> str:
     return guess if guess and not encoding else "application/octet-stream"
 
 
-def find_files(
-    folder: Path, recursive: bool
-) -> tuple[list[str], dict[str, str], dict[str, str]]:
+def find_files(folder: Path, recursive: bool) -> tuple[list[str], list[Outcome]]:
     """The images in a folder, as paths below it.
 
-    Also returns the files that are not images and the subfolders that cannot be read,
-    each with the reason. Raises FatalError if `folder` itself cannot be read.
+    Also returns the outcomes of files that are not images and of subfolders that cannot
+    be read. Raises FatalError if `folder` itself cannot be read.
     """
     images: list[str] = []
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    others: list[Outcome] = []
 
     def on_error(error: OSError) -> None:
         if error.filename == str(folder):
             hint = "give the path of a folder with images"
             raise FatalError(f"{folder}: {error.strerror}; {hint}") from error
-        failed[os.path.relpath(error.filename, folder)] = str(error.strerror)
+        path = os.path.relpath(error.filename, folder)
+        others.append(Outcome(path, "failed", error=error.strerror))
 
     for parent, subfolders, names in os.walk(folder, onerror=on_error):
         subfolders[:] = sorted(subfolders) if recursive else []
@@ -164,8 +165,9 @@ def find_files(
             if media_type(name).startswith("image/"):
                 images.append(path)
             else:
-                skipped[path] = "not an image, judging by its name"
-    return images, skipped, failed
+                why = "not an image, judging by its name"
+                others.append(Outcome(path, "skipped", error=why))
+    return images, others
 
 
 def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
@@ -558,16 +560,12 @@ class Run:
         self._failed_requests = 0  # in a row
         self._task: asyncio.Task[None] | None = None
 
-    def in_shard(self, names: Iterable[str]) -> list[str]:
-        """The names in this run's shard, chosen by a hash of each name."""
+    def in_shard(self, name: str) -> bool:
+        """Whether `name` is in this run's shard, which depends on the name alone."""
         part, parts = self.shard
-
-        def number(name: str) -> int:
-            data = name.encode("utf-8", "surrogateescape")
-            digest = hashlib.blake2b(data, digest_size=8).digest()
-            return int.from_bytes(digest, "big")
-
-        return [name for name in names if number(name) % parts == part - 1]
+        data = name.encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % parts == part - 1
 
     async def chains(
         self,
