@@ -940,7 +940,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
             and (self.folder / name).is_file()
         )
 
-    def save(self, name: str, content: bytes) -> None:
+    def save(self, name: str, content: memoryview) -> None:
         """Save an image whole or not at all."""
         thread = f"{os.getpid()}-{threading.get_ident()}"
         temporary = self.folder / f".upload-{thread}"
@@ -1069,25 +1069,27 @@ def is_safe_name(name: str) -> bool:
     return bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
 
 
-def form_files(body: bytes, boundary: str) -> dict[str, bytes]:
+def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
     """The content of each file in a form (RFC 7578), by name.
 
     Raises ValueError if the form is malformed, has no file or has an unsafe name.
     """
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
-    _, *parts = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
-    if not boundary or not parts or not parts.pop().startswith(b"--"):
+    parts = body.split(delimiter, MAX_PARTS)
+    if not boundary or not parts.pop().startswith(b"--"):
         raise ValueError("the form is incomplete, or has too many parts")
+    if parts and not parts[0].startswith(delimiter[2:]):
+        del parts[0]  # the preamble
     files = {}
     for part in parts:
-        headers, blank_line, content = part.partition(b"\r\n\r\n")
-        if not blank_line:
+        head_end = part.find(b"\r\n\r\n")
+        if head_end < 0:
             raise ValueError("a part has no end of its headers")
-        name = file_name(headers)
+        name = file_name(part[:head_end])
         if name is not None:
             if not is_safe_name(name):
                 raise ValueError(f"not a valid image name: {name!r}")
-            files[name] = content
+            files[name] = memoryview(part)[head_end + 4 :]
     if not files:
         raise ValueError("the form has no file")
     return files
