@@ -10,8 +10,8 @@ Each file whose name is that of an image is sent in its own POST request, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py also imports `Client`, which talks to the service and retries, and
-`Run`, which processes many images at once, counts and reports.
+mirror_images.py uses `Run`, too, which processes many images at once, counts and
+reports, and its `Client`, which talks to the service and retries.
 """
 
 from __future__ import annotations
