@@ -48,6 +48,7 @@ from PIL import (
     PngImagePlugin,
     TiffImagePlugin,
 )
+from pytest import MonkeyPatch
 
 import mirror_images
 from mirror_images import ImageHandler, ImageServer, mirror
@@ -55,6 +56,8 @@ from upload_images import Client, ImageError
 
 table = pytest.mark.parametrize
 Capture = pytest.CaptureFixture[str]
+Options = dict[str, Any]
+Box = tuple[int, int, int, int]  # left, top, width, height
 
 SCRIPT = Path(mirror_images.__file__)
 IMAGES = images()  # one in each format and variant
@@ -210,9 +213,7 @@ EXACT = [
 
 
 @table(("format", "mode", "options"), EXACT)
-def test_a_lossless_image_is_mirrored_exactly(
-    format: str, mode: str, options: dict[str, Any]
-) -> None:
+def test_a_lossless_image_stays_exact(format: str, mode: str, options: Options) -> None:
     assert_mirrored(saved(format, picture(mode), **options))
 
 
@@ -295,9 +296,7 @@ def test_a_ycck_jpeg_keeps_its_colours() -> None:
         ("AVIF", "RGBA"),
     ],
 )
-def test_a_lossy_image_is_close_to_the_true_flip(
-    format: str, quality: int, mode: str
-) -> None:
+def test_a_lossy_image_stays_close(format: str, quality: int, mode: str) -> None:
     assert_mirrored(saved(format, photo(mode), quality=quality), 38)
 
 
@@ -465,22 +464,12 @@ def png_pixels(data: bytes) -> Pixels:
 
 @table("interlaced", [False, True])
 @table(("depth", "colour"), PNG_TYPES)
-def test_a_png_keeps_every_bit_of_its_samples(
-    depth: int, colour: int, interlaced: bool
-) -> None:
+def test_a_png_keeps_every_bit(depth: int, colour: int, interlaced: bool) -> None:
     pixels = png_picture(depth * PNG_SAMPLES[colour])
     palette = [(b"PLTE", bytes(3 * 2**depth))] if colour == 3 else []
     result = mirror(png_of(pixels, depth, colour, *palette, interlaced=interlaced))
     assert png_pixels(result) == [row[::-1] for row in pixels]
     assert png_chunks(result)[0][1][8:] == bytes([depth, colour, 0, 0, 0])
-
-
-def test_a_png_keeps_a_short_palette_and_its_transparency() -> None:
-    pixels = [[0, 1, 2], [2, 2, 0]]
-    palette, alpha = (b"PLTE", bytes(range(9))), (b"tRNS", b"\x80\x00")
-    result = mirror(png_of(pixels, 2, 3, palette, alpha))
-    assert png_chunks(result)[1:3] == [palette, alpha]
-    assert png_pixels(result) == [row[::-1] for row in pixels]
 
 
 KEPT_CHUNKS = {
@@ -520,9 +509,7 @@ DURATIONS = [70, 120, 50, 200, 90]  # milliseconds
 
 @table("disposal", [0, 1, 2, 3])
 @table("transparent", [False, True])
-def test_an_animated_gif_is_mirrored_frame_by_frame(
-    disposal: int, transparent: bool
-) -> None:
+def test_an_animated_gif_is_mirrored(disposal: int, transparent: bool) -> None:
     frames = [drawing(number, transparent=transparent) for number in range(5)]
     options = {"disposal": disposal, "duration": DURATIONS, "optimize": False}
     data = saved("GIF", *frames, loop=3, **options)
@@ -562,9 +549,7 @@ def gif_frame(
         ((28, 17, 1, 1), False),
     ],
 )
-def test_a_gif_frame_is_mirrored_where_it_lies(
-    box: tuple[int, int, int, int], interlace: bool
-) -> None:
+def test_a_gif_frame_is_mirrored_where_it_lies(box: Box, interlace: bool) -> None:
     frame = gif_frame(*box, interlace=interlace)
     assert_mirrored(gif_of(gif_frame(*SCREEN), frame))
 
@@ -576,9 +561,7 @@ def test_a_gif_frame_beyond_the_screen_is_mirrored_as_viewers_enlarge_it() -> No
 @table(
     "box", [(0, 0, 60, 4), (3, 1, 29, 5), (28, 5, 44, 1), (29, 0, 5, 5), (99, 0, 5, 5)]
 )
-def test_a_later_gif_frame_is_cropped_to_the_screen_as_in_viewers(
-    box: tuple[int, int, int, int],
-) -> None:
+def test_a_later_gif_frame_is_cropped_to_the_screen(box: Box) -> None:
     """Unlike browsers, Pillow enlarges the screen, so expect what browsers show."""
     data = gif_of(gif_frame(*SCREEN), gif_frame(*box))
     seen = ImageOps.mirror(shown(data)[1].crop(SCREEN))
@@ -617,21 +600,17 @@ def apng(*, default_image: bool = False, **options: Any) -> bytes:
 @table("default_image", [False, True])
 @table("blend", [0, 1])
 @table("disposal", [0, 1, 2])
-def test_an_animated_png_is_mirrored_frame_by_frame(
-    disposal: int, blend: int, default_image: bool
-) -> None:
+def test_an_apng_is_mirrored(disposal: int, blend: int, default_image: bool) -> None:
     options = {"disposal": disposal, "blend": blend, "loop": 4}
     assert_mirrored(apng(default_image=default_image, **options))
 
 
 @table("orientation", ORIENTATIONS)
-def test_an_animated_png_is_transposed_as_its_orientation_says(
-    orientation: int,
-) -> None:
+def test_an_apng_is_transposed_as_its_orientation_says(orientation: int) -> None:
     assert_mirrored(apng(exif=camera_exif(orientation)))
 
 
-def test_the_frames_of_an_animated_png_may_span_several_chunks() -> None:
+def test_a_frame_of_an_apng_may_span_several_chunks() -> None:
     split, sequence = [], itertools.count()
     for chunk_type, body in png_chunks(apng()):
         if chunk_type in (b"fcTL", b"fdAT"):
@@ -643,14 +622,6 @@ def test_the_frames_of_an_animated_png_may_span_several_chunks() -> None:
     assert mirror(png_file(split)) == mirror(apng())
 
 
-def test_a_frame_of_an_animated_16_bit_png_keeps_all_its_bits() -> None:
-    pixels = png_picture(64)
-    control = struct.pack(">IIIIIHHBB", 0, 11, 9, 0, 0, 1, 10, 0, 0)
-    chunks = [(b"acTL", struct.pack(">II", 1, 0)), (b"fcTL", control)]
-    result = mirror(png_of(pixels, 16, 6, *chunks))
-    assert png_pixels(result) == [row[::-1] for row in pixels]
-
-
 @table("mode", ["RGB", "RGBA"])
 @table(
     ("format", "options", "least"),
@@ -660,8 +631,8 @@ def test_a_frame_of_an_animated_16_bit_png_keeps_all_its_bits() -> None:
         ("AVIF", {"quality": 85}, 38),
     ],
 )
-def test_a_webp_or_avif_animation_is_mirrored_frame_by_frame(
-    format: str, options: dict[str, Any], least: float, mode: str
+def test_a_webp_or_avif_animation_is_mirrored(
+    format: str, options: Options, least: float, mode: str
 ) -> None:
     base = photo(mode, (96, 64))
     frames = [ImageChops.offset(base, 7 * number, 0) for number in range(5)]
@@ -697,15 +668,12 @@ def camera_exif(orientation: int) -> bytes:
     return exif.tobytes()
 
 
-def camera_tags(data: bytes) -> dict[str, object]:
+def camera_tags(data: bytes) -> list[object]:
     """The EXIF data of a file, without tags for how its pixels are stored."""
     exif = opened(data).getexif()
-    return {
-        "make": exif.get(ExifTags.Base.Make),
-        "copyright": exif.get(ExifTags.Base.Copyright),
-        "exif": dict(exif.get_ifd(ExifTags.IFD.Exif)),
-        "gps": dict(exif.get_ifd(ExifTags.IFD.GPSInfo)),
-    }
+    directories = exif.get_ifd(ExifTags.IFD.Exif), exif.get_ifd(ExifTags.IFD.GPSInfo)
+    makers = exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Copyright)
+    return [*makers, *map(dict, directories)]
 
 
 def directory(
@@ -730,7 +698,7 @@ def directory(
     ],
 )
 def test_an_image_is_transposed_as_its_exif_orientation_says(
-    format: str, options: dict[str, Any], least: float, orientation: int
+    format: str, options: Options, least: float, orientation: int
 ) -> None:
     data = saved(format, photo(), exif=camera_exif(orientation), **options)
     result = assert_mirrored(data, least)
@@ -743,7 +711,7 @@ def test_other_exif_data_is_kept(format: str, orientation: int) -> None:
     data = saved(format, picture("RGB"), exif=camera_exif(orientation))
     result = mirror(data)
     assert camera_tags(result) == camera_tags(data)
-    assert camera_tags(result)["make"] == "Box"
+    assert camera_tags(result)[0] == "Box"
 
 
 def stored_exif(order: str) -> bytes:
@@ -795,9 +763,7 @@ def test_exif_data_with_only_the_orientation_is_dropped() -> None:
         b"II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\1\0\0\0\x1a\0\0\0\0\0\0\0" + bytes(8),
     ],
 )
-def test_a_photo_with_unreadable_exif_data_is_mirrored(
-    exif: bytes, format: str
-) -> None:
+def test_unreadable_exif_data_is_ignored(exif: bytes, format: str) -> None:
     mark = b"Exif\0\0" if format == "JPEG" else b""
     plain = saved(format, picture("RGB"), lossless=True)
     data = saved(format, picture("RGB"), lossless=True, exif=mark + exif)
@@ -815,9 +781,7 @@ ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         ("JPEG", "comment", b"a comment"),
     ],
 )
-def test_colour_profile_resolution_and_comment_are_kept(
-    format: str, key: str, value: object
-) -> None:
+def test_profile_dpi_and_comment_are_kept(format: str, key: str, value: object) -> None:
     data = saved(format, picture("RGB"), **{key: value})
     assert opened(mirror(data)).info[key] == pytest.approx(value, abs=0.1)
 
@@ -845,14 +809,12 @@ def test_a_compressed_tiff_keeps_its_exif_data() -> None:
     entries.append((ExifTags.IFD.Exif, 4, 1, len(data)))
     start = struct.pack("<I", len(data + sub))
     data = data[:4] + start + data[8:] + sub + directory(entries)
-    tags = camera_tags(assert_mirrored(data))["exif"]
+    tags = opened(assert_mirrored(data)).getexif().get_ifd(ExifTags.IFD.Exif)
     assert tags == {ExifTags.Base.DateTimeOriginal: "2024:02:29 12:34:56"}
 
 
 @table("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
-def test_every_page_of_a_tiff_has_its_own_tags_and_orientation(
-    options: dict[str, Any],
-) -> None:
+def test_each_page_of_a_tiff_has_its_own_tags_and_orientation(options: Options) -> None:
     pages = []
     for number, orientation in enumerate([6, 1, 3]):
         tags = {ExifTags.Base.PageName: f"page {number}", ORIENTATION: orientation}
@@ -903,7 +865,7 @@ TURNED = XMP % b'tiff:Orientation="6"'
 
 
 def with_xmp(format: str, xmp: bytes, orientation: int = 0) -> bytes:
-    options: dict[str, Any] = {"exif": Image.Exif()}
+    options: Options = {"exif": Image.Exif()}
     if orientation:
         options["exif"][ORIENTATION] = orientation
     if format == "PNG":
@@ -929,9 +891,7 @@ def with_xmp(format: str, xmp: bytes, orientation: int = 0) -> bytes:
         ),
     ],
 )
-def test_xmp_data_is_kept_without_the_orientation(
-    before: bytes, after: bytes, format: str
-) -> None:
+def test_other_xmp_data_is_kept(before: bytes, after: bytes, format: str) -> None:
     result = opened(mirror(with_xmp(format, XMP % before, orientation=6)))
     assert result.info["xmp"] == XMP % after
     assert result.size == SIZE[::-1]
@@ -961,7 +921,7 @@ def test_an_image_is_transposed_as_its_xmp_orientation_says(data: bytes) -> None
 @table("orientation", [3, 6])
 @table("before", [b"IDAT", b"IEND"])
 @table("stored", ["tEXt", "zTXt", "raw"])
-def test_exif_data_stored_as_text_in_a_png_by_imagemagick_is_obeyed(
+def test_exif_data_in_a_text_chunk_is_obeyed(
     stored: str, before: bytes, orientation: int
 ) -> None:
     exif = camera_exif(orientation)
@@ -992,9 +952,7 @@ def test_exif_data_stored_as_text_in_a_png_by_imagemagick_is_obeyed(
         (bytes(12), "starts with b'\\x00"),
     ],
 )
-def test_data_that_is_not_an_image_is_refused_with_its_first_bytes(
-    data: bytes, words: str
-) -> None:
+def test_a_non_image_is_refused_with_its_first_bytes(data: bytes, words: str) -> None:
     with pytest.raises(ImageError, match="not an image") as caught:
         mirror(data)
     assert words in str(caught.value)
@@ -1077,9 +1035,7 @@ def test_max_pixels_applies_to_all_frames_together(data: bytes) -> None:
         mirror(data, 40 * 30 * 5 - 1)
 
 
-def test_max_pixels_replaces_pillows_limit_only_for_the_call(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_pillows_own_limit_is_replaced_during_a_call(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     for sample in ("jpeg", "gif", "png", "tiff", "tiff lzw", "webp"):
         data = IMAGES[sample]
@@ -1100,64 +1056,58 @@ def png_header(size: tuple[int, int], depth: int = 8) -> Chunk:
     return b"IHDR", struct.pack(">IIBBBBB", *size, depth, 2, 0, 0, 0)
 
 
-STILL_PNG = saved("PNG", picture("RGB"))
+def short_png(depth: int) -> bytes:
+    """A PNG that promises more than it holds."""
+    samples = b"IDAT", zlib.compress(bytes(99))
+    return png_file([png_header((9000, 9000), depth), samples, (b"IEND", b"")])
 
 
-@table(
-    ("data", "reason"),
-    [
-        (with_chunk(STILL_PNG, png_header(SIZE)), "out of order"),
-        (with_chunk(STILL_PNG, png_header((12, 10))), "out of order"),
-        (with_chunk(STILL_PNG, (b"ABCD", b"")), "unknown chunk b'ABCD'"),
-        (replaced(apng(), b"IDAT"), "missing or out of order"),
-        (replaced(apng(), b"fdAT"), "missing or out of order"),
-        (replaced(apng(), b"fcTL"), "frames are missing"),
-        (replaced(apng(), b"acTL", struct.pack(">II", 1, 0)), "frames are missing"),
-    ],
-)
-def test_a_png_whose_chunks_do_not_fit_together_is_refused(
-    data: bytes, reason: str
-) -> None:
-    with pytest.raises(ImageError, match=reason):
-        mirror(data)
-
-
-@table("chunk_type", [b"IHDR", b"PLTE", b"IDAT", b"fcTL", b"fdAT"])
-def test_a_png_with_a_wrong_checksum_is_refused(chunk_type: bytes) -> None:
+def with_wrong_checksum(chunk_type: bytes) -> bytes:
     data = bytearray(saved("PNG", picture("P"), picture("P").rotate(180)))
     at = data.index(chunk_type)
     (length,) = struct.unpack_from(">I", data, at - 4)
     data[at + 4 + length] ^= 1
-    with pytest.raises(ImageError):
-        mirror(bytes(data))
+    return bytes(data)
 
 
-@table("depth", [8, 16])
-def test_a_png_that_promises_more_than_it_holds_is_refused(depth: int) -> None:
-    pixels = b"IDAT", zlib.compress(bytes(99))
-    with pytest.raises(ImageError, match="damaged"):
-        mirror(png_file([png_header((9000, 9000), depth), pixels, (b"IEND", b"")]))
+def with_last_frame_at(width: int, height: int, left: int, top: int) -> bytes:
+    body = dict(png_chunks(apng()))[b"fcTL"]  # the last
+    box = struct.pack(">4I", width, height, left, top)
+    return replaced(apng(), b"fcTL", body[:4] + box + body[20:])
+
+
+STILL_PNG = saved("PNG", picture("RGB"))
+UNREAD = "not an image that can be mirrored"
+BEYOND = "a frame extends beyond its edges"
 
 
 @table(
-    "control",
+    ("reason", "data"),
     [
-        (0, 0, 0, 0),
-        (40, 30, 1, 0),
-        (40, 30, 0, 1),
-        (41, 30, 0, 0),
-        (39, 30, 0, 0),
-        (2**31, 2**31, 0, 0),
-        (40, 30, 2**32 - 1, 0),
+        ("out of order", with_chunk(STILL_PNG, png_header(SIZE))),
+        ("out of order", with_chunk(STILL_PNG, png_header((12, 10)))),
+        ("unknown chunk b'ABCD'", with_chunk(STILL_PNG, (b"ABCD", b""))),
+        ("missing or out of order", replaced(apng(), b"IDAT")),
+        ("missing or out of order", replaced(apng(), b"fdAT")),
+        ("frames are missing", replaced(apng(), b"fcTL")),
+        ("frames are missing", replaced(apng(), b"acTL", struct.pack(">II", 1, 0))),
+        ("truncated", short_png(8)),
+        ("truncated", short_png(16)),
+        ("wrong checksum in b'IDAT'", with_wrong_checksum(b"IDAT")),
+        ("wrong checksum in b'fdAT'", with_wrong_checksum(b"fdAT")),
+        *((UNREAD, with_wrong_checksum(name)) for name in (b"IHDR", b"PLTE", b"fcTL")),
+        (BEYOND, with_last_frame_at(40, 30, 1, 0)),
+        (BEYOND, with_last_frame_at(40, 30, 0, 1)),
+        (BEYOND, with_last_frame_at(41, 30, 0, 0)),
+        (BEYOND, with_last_frame_at(2**31, 2**31, 0, 0)),
+        (BEYOND, with_last_frame_at(40, 30, 2**32 - 1, 0)),
+        ("truncated", with_last_frame_at(39, 30, 0, 0)),
+        (UNREAD, with_last_frame_at(0, 0, 0, 0)),
     ],
 )
-def test_an_animated_png_whose_frame_control_lies_is_refused(
-    control: tuple[int, int, int, int],
-) -> None:
-    body = dict(png_chunks(apng()))[b"fcTL"]  # the last
-    body = body[:4] + struct.pack(">4I", *control) + body[20:]
-    with pytest.raises(ImageError):
-        mirror(replaced(apng(), b"fcTL", body))
+def test_a_damaged_png_is_refused(reason: str, data: bytes) -> None:
+    with pytest.raises(ImageError, match=reason):
+        mirror(data)
 
 
 @table("size", [(0, 0), (0, 5), (5, 0)])
@@ -1178,9 +1128,7 @@ def test_a_tiff_whose_directories_form_a_loop_ends() -> None:
     assert frame.tobytes() == ImageOps.mirror(picture("L")).tobytes()
 
 
-def test_the_number_of_pages_of_a_tiff_is_limited(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_number_of_pages_of_a_tiff_is_limited(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_images, "MAX_PAGES", 2)
     assert_mirrored(saved("TIFF", picture("L"), picture("L")))
     with pytest.raises(ImageError, match="more than 2 pages"):
@@ -1217,9 +1165,7 @@ def jpeg2000_16_bit() -> bytes:
         jpeg2000_16_bit(),
     ],
 )
-def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
-    data: bytes,
-) -> None:
+def test_depth_that_would_be_lost_is_refused(data: bytes) -> None:
     assert opened(data).mode in ("RGB", "CMYK")
     with pytest.raises(ImageError, match="16 bits per channel"):
         mirror(data)
@@ -1228,12 +1174,22 @@ def test_depth_that_cannot_be_written_back_is_refused_rather_than_lost(
 # ---- the chain -------------------------------------------------------------
 
 
+class Result(NamedTuple):
+    status: int
+    output: str
+    error: str
+    report: dict[str, dict[str, Any]]  # its lines by name
+
+
 class Service(http.server.ThreadingHTTPServer):
     """An image service in memory, with a log.
 
     `images` are listed; uploads are added to them under their names as sent. `routes`
-    are a test's own responses, by method and path.
+    are a test's own responses, by method and path. `mirror` calls main() with the URL
+    and other arguments.
     """
+
+    mirror: Callable[..., Result]
 
     daemon_threads = True
     request_queue_size = 512
@@ -1299,59 +1255,41 @@ class ServiceHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def service() -> Iterator[Service]:
-    with Service() as service:
-        threading.Thread(target=service.serve_forever, args=(0.02,)).start()
-        yield service
-        service.shutdown()
-
-
-class Result(NamedTuple):
-    status: int
-    output: str
-    error: str
-    report: dict[str, dict[str, Any]]  # its lines by name
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(service: Service, tmp_path: Path, capfd: Capture) -> Run:
-    """Call main() with the service's URL and other arguments."""
-
+def service(tmp_path: Path, capfd: Capture) -> Iterator[Service]:
     def call(*options: str) -> Result:
         report = tmp_path / "report"
         report.write_text("")
-        arguments = [service.url, "--retries", "0", "--report", str(report), *options]
+        arguments = [server.url, "--retries", "0", "--report", str(report), *options]
         try:
             status: Any = mirror_images.main(arguments)
         except SystemExit as exit:  # argparse
             status = exit.code
         return Result(status, *capfd.readouterr(), read_report(report))
 
-    return call
+    with Service() as server:
+        server.mirror = call
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        yield server
+        server.shutdown()
 
 
 PNG = saved("PNG", picture("RGB"))
 
 
-def test_every_image_of_the_list_is_mirrored_and_uploaded(
-    service: Service, run: Run
-) -> None:
+def test_every_image_of_the_list_is_mirrored_and_uploaded(service: Service) -> None:
     formats = {"a.jpg": "JPEG", "b.png": "PNG", "c.gif": "GIF", "d.webp": "WEBP"}
     originals = {name: saved(format, photo()) for name, format in formats.items()}
     service.images |= originals
-    result = run()
+    result = service.mirror()
     assert result.status == 0
     assert result.output.startswith("4 mirrored, 0 failed, 0 skipped, ")
     results = {"mirrored_" + name: mirror(data) for name, data in originals.items()}
     assert service.images == originals | results
 
 
-def test_the_run_does_not_start_without_a_list(service: Service, run: Run) -> None:
+def test_the_run_does_not_start_without_a_list(service: Service) -> None:
     service.routes["GET /images/"] = lambda handler: handler.respond(404, b"no list")
-    status, output, error, _ = run()
+    status, output, error, _ = service.mirror()
     assert (status, output, error.count("\n")) == (2, "", 1)
     assert error.endswith("404 Not Found: no list\n")
     assert service.requests == ["GET /images/"]
@@ -1364,9 +1302,9 @@ HOSTILE = [
 ]
 
 
-def test_hostile_names_fail_and_are_never_requested(service: Service, run: Run) -> None:
+def test_hostile_names_fail_and_are_never_requested(service: Service) -> None:
     service.images |= dict.fromkeys([*HOSTILE, "good.png"], PNG)
-    result = run()
+    result = service.mirror()
     assert result.status == 1
     assert service.downloads() == ["good.png"]
     assert result.report.pop("good.png")["status"] == "mirrored"
@@ -1375,14 +1313,14 @@ def test_hostile_names_fail_and_are_never_requested(service: Service, run: Run) 
     assert all(line.isprintable() for line in result.error.splitlines())
 
 
-def test_every_other_name_arrives_unchanged(service: Service, run: Run) -> None:
+def test_every_other_name_arrives_unchanged(service: Service) -> None:
     names = [
         *("with space.png", "ünïcode ☃.png", "50%.png", "%2e%2e.png", "a%2Fb.png"),
         *("what?.png", "one#two.png", "a&b=c;d.png", "'.png", "+.png", "...png"),
         *(" leading.png", "a:b.png", "http:c.png", "[x].png", "~.png", "-v.png"),
     ]
     service.images |= dict.fromkeys(names, PNG)
-    assert run().status == 0
+    assert service.mirror().status == 0
     assert set(service.images) == {*names, *("mirrored_" + name for name in names)}
 
 
@@ -1395,12 +1333,10 @@ def test_every_other_name_arrives_unchanged(service: Service, run: Run) -> None:
         ("/images", "?k=/"),
     ],
 )
-def test_the_url_is_used_as_given(
-    service: Service, run: Run, path: str, query: str
-) -> None:
+def test_the_url_is_used_as_given(service: Service, path: str, query: str) -> None:
     service.images["a.png"] = PNG
     service.url = service.url.removesuffix("/images/") + path + query
-    assert run().status == 0
+    assert service.mirror().status == 0
     assert service.requests == [
         f"GET {path}{query}",
         f"GET /images/a.png{query}",
@@ -1409,7 +1345,7 @@ def test_the_url_is_used_as_given(
 
 
 def test_the_url_may_come_from_the_environment(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, monkeypatch: MonkeyPatch
 ) -> None:
     service.images["a.png"] = PNG
     monkeypatch.setenv("IMAGES_URL", service.url)
@@ -1417,20 +1353,20 @@ def test_the_url_may_come_from_the_environment(
     assert set(service.images) == {"a.png", "mirrored_a.png"}
 
 
-def test_headers_are_sent_with_each_request(service: Service, run: Run) -> None:
+def test_headers_are_sent_with_each_request(service: Service) -> None:
     service.images["a.png"] = PNG
-    assert run("--header", "X-Key: 7").status == 0
+    assert service.mirror("--header", "X-Key: 7").status == 0
     assert [headers["X-Key"] for headers in service.headers] == ["7", "7", "7"]
 
 
-def test_each_chain_has_one_connection(service: Service, run: Run) -> None:
+def test_each_chain_has_one_connection(service: Service) -> None:
     service.images |= {f"{number}.png": PNG for number in range(12)}
-    assert run("--chains", "3").status == 0
+    assert service.mirror("--chains", "3").status == 0
     assert len(service.clients) <= 3
 
 
-def test_the_number_of_tasks_depends_on_the_chains_and_not_on_the_list(
-    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_long_list_does_not_mean_many_tasks(
+    service: Service, monkeypatch: MonkeyPatch
 ) -> None:
     tasks = []
 
@@ -1441,7 +1377,7 @@ def test_the_number_of_tasks_depends_on_the_chains_and_not_on_the_list(
 
     monkeypatch.setattr(Client, "get", get)
     service.images |= dict.fromkeys(map(str, range(1000)), b"")
-    assert run("--chains", "5", "-q").status == 1
+    assert service.mirror("--chains", "5", "-q").status == 1
     assert len(tasks) == 1000
     assert max(tasks) == 1 + 5
 
@@ -1464,24 +1400,21 @@ def test_the_number_of_tasks_depends_on_the_chains_and_not_on_the_list(
 )
 def test_images_already_mirrored_are_skipped_except_with_again(
     service: Service,
-    run: Run,
     images: str,
     options: list[str],
     downloads: str,
     uploads: str,
 ) -> None:
     service.images |= dict.fromkeys(images.split(), PNG)
-    assert run(*options).status == 0
+    assert service.mirror(*options).status == 0
     assert service.downloads() == downloads.split()
     results = {name for name, data in service.images.items() if data == mirror(PNG)}
     assert results == set(uploads.split())
 
 
-def test_the_second_of_two_originals_whose_results_share_a_name_fails(
-    service: Service, run: Run
-) -> None:
+def test_the_second_of_two_results_with_one_name_fails(service: Service) -> None:
     service.images |= {'a"b.png': PNG, "a%22b.png": PNG}
-    result = run()
+    result = service.mirror()
     assert result.status == 1
     errors = {name: line["error"] for name, line in result.report.items()}
     reason = 'its result would replace that of a"b.png'
@@ -1489,38 +1422,36 @@ def test_the_second_of_two_originals_whose_results_share_a_name_fails(
     assert len(service.downloads()) == 1
 
 
-def test_shards_are_disjoint_and_complete(service: Service, run: Run) -> None:
+def test_shards_are_disjoint_and_complete(service: Service) -> None:
     names = [f"{number}.png" for number in range(9)]
     service.images |= dict.fromkeys(names, PNG)
     shards = []
     for shard in ("1/2", "2/2"):
         service.requests.clear()
-        assert run("--again", "--shard", shard).status == 0
+        assert service.mirror("--again", "--shard", shard).status == 0
         shards.append(service.downloads())
     assert all(shards)
     assert sorted(itertools.chain(*shards)) == names
 
 
-def test_running_again_finishes_the_remaining_images_and_then_does_nothing(
-    service: Service, run: Run
-) -> None:
+def test_a_second_run_does_only_what_remains(service: Service) -> None:
     service.images |= {"a.png": PNG, "b.png": b"broken"}
-    assert run().status == 1
+    assert service.mirror().status == 1
     service.images["b.png"] = PNG
     for downloads in (["b.png"], []):
         service.requests.clear()
-        assert run().status == 0
+        assert service.mirror().status == 0
         assert service.downloads() == downloads
 
 
 # ---- failures and the report -----------------------------------------------
 
 
-def test_one_bad_image_never_stops_the_others(service: Service, run: Run) -> None:
+def test_one_bad_image_never_stops_the_others(service: Service) -> None:
     service.images |= {f"{number}.png": PNG for number in range(6)}
     service.images |= {"2.png": b"<html>oops</html>", "4.png": b""}
     service.routes["GET /images/5.png"] = lambda handler: handler.respond(404, b"gone")
-    result = run("--chains", "2")
+    result = service.mirror("--chains", "2")
     assert result.status == 1
     assert result.output.startswith("3 mirrored, 3 failed, 0 skipped, ")
     errors = {name: line["error"] for name, line in result.report.items()}
@@ -1536,9 +1467,9 @@ def test_one_bad_image_never_stops_the_others(service: Service, run: Run) -> Non
     assert (page["bytes_in"], page["bytes_out"]) == (17, 0)
 
 
-def test_the_report_has_a_line_for_each_image(service: Service, run: Run) -> None:
+def test_the_report_has_a_line_for_each_image(service: Service) -> None:
     service.images |= {"a.png": PNG, "b.png": PNG, "mirrored_b.png": PNG}
-    lines = run().report
+    lines = service.mirror().report
     assert set(lines) == {"a.png", "b.png"}
     assert lines["a.png"].pop("seconds") > 0
     assert lines["a.png"] == {
@@ -1554,9 +1485,7 @@ def test_the_report_has_a_line_for_each_image(service: Service, run: Run) -> Non
 
 
 @pytest.mark.usefixtures("waits")
-def test_attempts_count_the_retries_of_download_and_upload(
-    service: Service, run: Run
-) -> None:
+def test_attempts_count_the_retries_of_download_and_upload(service: Service) -> None:
     def busy_once(handler: ServiceHandler) -> None:
         del service.routes[f"{handler.command} {handler.path}"]
         handler.respond(503, b"busy")
@@ -1564,12 +1493,10 @@ def test_attempts_count_the_retries_of_download_and_upload(
     service.images["a.png"] = PNG
     service.routes["GET /images/a.png"] = busy_once
     service.routes["POST /images/"] = busy_once
-    assert run("--retries", "1").report["a.png"]["attempts"] == 4
+    assert service.mirror("--retries", "1").report["a.png"]["attempts"] == 4
 
 
-def test_a_download_is_cut_off_where_it_exceeds_max_bytes(
-    service: Service, run: Run
-) -> None:
+def test_a_download_is_cut_off_where_it_exceeds_max_bytes(service: Service) -> None:
     sent = []
 
     def pour(handler: ServiceHandler) -> None:
@@ -1581,17 +1508,17 @@ def test_a_download_is_cut_off_where_it_exceeds_max_bytes(
 
     service.images |= {"endless.png": b"", "small.png": PNG}
     service.routes["GET /images/endless.png"] = pour
-    report = run("--max-bytes", "2MB").report
+    report = service.mirror("--max-bytes", "2MB").report
     errors = {name: line["error"] for name, line in report.items()}
     assert errors == {"endless.png": "larger than 2.0 MB", "small.png": None}
     assert sum(sent) < 10**8
 
 
-def test_an_image_of_more_than_max_pixels_fails(service: Service, run: Run) -> None:
+def test_an_image_of_more_than_max_pixels_fails(service: Service) -> None:
     pixels = SIZE[0] * SIZE[1]
     large = saved("PNG", picture("RGB", (SIZE[0] + 1, SIZE[1])))
     service.images |= {"a.png": PNG, "large.png": large}
-    lines = run("--max-pixels", str(pixels)).report
+    lines = service.mirror("--max-pixels", str(pixels)).report
     assert lines["a.png"]["status"] == "mirrored"
     assert lines["large.png"]["error"] == f"more than {pixels} pixels"
 
@@ -1629,9 +1556,9 @@ BAD_PREFIXES = ["../", "a/", "\\", "new\nline"]
     ],
 )
 def test_unusable_options_are_refused_before_any_request(
-    options: list[str], message: str, service: Service, run: Run
+    options: list[str], message: str, service: Service
 ) -> None:
-    status, output, error, _ = run(*options)
+    status, output, error, _ = service.mirror(*options)
     assert (status, output) == (2, "")
     assert message in error.splitlines()[-1]
     assert service.requests == []
@@ -1646,7 +1573,7 @@ WorkWith = Callable[[Callable[[bytes], bytes]], None]
 
 
 @pytest.fixture
-def work_with(monkeypatch: pytest.MonkeyPatch) -> WorkWith:
+def work_with(monkeypatch: MonkeyPatch) -> WorkWith:
     """Replace what workers do with the bytes of an image."""
 
     def replace(function: Callable[[bytes], bytes]) -> None:
@@ -1670,9 +1597,8 @@ def test_only_the_image_that_ends_or_blocks_its_worker_fails(
     fault: Callable[[], object],
     error: str,
     service: Service,
-    run: Run,
     work_with: WorkWith,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
 ) -> None:
     def work(data: bytes) -> bytes:
         if data == b"bad":
@@ -1684,7 +1610,7 @@ def test_only_the_image_that_ends_or_blocks_its_worker_fails(
     monkeypatch.setattr(mirror_images, "IMAGE_TIMEOUT_SECONDS", 0.5)
     bad, good = ["0", "2"], ["1", "3", "4", "5"]
     service.images |= {name: b"bad" if name in bad else b"good" for name in "012345"}
-    lines = run("-q").report
+    lines = service.mirror("-q").report
     assert all(lines[name]["error"].startswith(error) for name in bad)
     assert all(lines[name]["bytes_in"] == len("bad") for name in bad)
     assert all(lines[name]["status"] == "mirrored" for name in good)
@@ -1693,7 +1619,7 @@ def test_only_the_image_that_ends_or_blocks_its_worker_fails(
 
 @forks
 def test_an_image_is_not_blamed_for_a_worker_that_was_killed_before_it(
-    service: Service, run: Run, work_with: WorkWith
+    service: Service, work_with: WorkWith
 ) -> None:
     work_with(lambda data: str(os.getpid()).encode())
 
@@ -1707,7 +1633,7 @@ def test_an_image_is_not_blamed_for_a_worker_that_was_killed_before_it(
 
     service.images |= {"a.png": b"a", "b.png": b"b"}
     service.routes["POST /images/"] = kill_worker
-    assert run("--chains", "1").status == 0
+    assert service.mirror("--chains", "1").status == 0
     assert "mirrored_b.png" in service.images
 
 
@@ -1725,32 +1651,28 @@ def deliver_at_once(service: Service, count: int) -> None:
 
 @forks
 def test_pixel_work_runs_in_worker_processes_up_to_their_limit(
-    service: Service, run: Run, work_with: WorkWith, monkeypatch: pytest.MonkeyPatch
+    service: Service, work_with: WorkWith, monkeypatch: MonkeyPatch
 ) -> None:
     work_with(lambda data: str(os.getpid()).encode())
     monkeypatch.setattr(mirror_images, "WORKERS", 2)
     service.images |= {f"{number}.png": b"" for number in range(8)}
     deliver_at_once(service, 8)
-    assert run("--chains", "8").status == 0
+    assert service.mirror("--chains", "8").status == 0
     workers = set(service.images.values()) - {b""}
     assert str(os.getpid()).encode() not in workers
     assert 1 <= len(workers) <= 2
 
 
 @forks
-def test_a_large_image_passes_both_ways_through_the_pipe(
-    service: Service, run: Run, work_with: WorkWith
-) -> None:
+def test_a_large_image_passes_both_ways(service: Service, work_with: WorkWith) -> None:
     work_with(lambda data: data[::-1])
     service.images["a.png"] = bytes(range(256)) * (1 << 15)
-    assert run().status == 0
+    assert service.mirror().status == 0
     assert service.images["mirrored_a.png"] == service.images["a.png"][::-1]
 
 
 @forks
-def test_a_worker_keeps_none_of_the_connections_open(
-    service: Service, run: Run, work_with: WorkWith
-) -> None:
+def test_a_worker_inherits_no_connection(service: Service, work_with: WorkWith) -> None:
     def open_sockets(data: bytes) -> bytes:
         paths = list(Path("/proc/self/fd").iterdir())
         links = [os.readlink(path) for path in paths if path.is_symlink()]
@@ -1758,14 +1680,12 @@ def test_a_worker_keeps_none_of_the_connections_open(
 
     work_with(open_sockets)
     service.images |= {f"{number}.png": b"pixels" for number in range(8)}
-    assert run().status == 0
+    assert service.mirror().status == 0
     assert set(service.images.values()) == {b"pixels", b"1"}  # to its parent
 
 
 @forks
-def test_library_output_in_a_worker_does_not_reach_the_terminal(
-    service: Service, run: Run, work_with: WorkWith
-) -> None:
+def test_library_output_is_discarded(service: Service, work_with: WorkWith) -> None:
     def work(data: bytes) -> bytes:
         os.write(1, b"noise")
         os.write(2, b"TIFFReadDirectory: Warning, noise")
@@ -1773,29 +1693,25 @@ def test_library_output_in_a_worker_does_not_reach_the_terminal(
 
     work_with(work)
     service.images["a.png"] = b"pixels"
-    result = run()
+    result = service.mirror()
     assert result.status == 0
     assert "noise" not in result.output + result.error
 
 
 @forks
-def test_the_memory_of_a_worker_is_limited(
-    service: Service, run: Run, work_with: WorkWith
-) -> None:
+def test_a_workers_memory_is_limited(service: Service, work_with: WorkWith) -> None:
     work_with(lambda data: str(resource.getrlimit(resource.RLIMIT_AS)[0]).encode())
     service.images["a.png"] = b"pixels"
-    assert run().status == 0
+    assert service.mirror().status == 0
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < int(service.images["mirrored_a.png"]) < memory + 2**30
 
 
-def test_workers_may_be_spawned(
-    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_may_be_spawned(service: Service, monkeypatch: MonkeyPatch) -> None:
     context = multiprocessing.get_context("spawn")
     monkeypatch.setattr(mirror_images, "PROCESSES", context)
     service.images["a.png"] = PNG
-    assert run().status == 0
+    assert service.mirror().status == 0
     assert service.images["mirrored_a.png"] == mirror(PNG)
 
 
@@ -1858,9 +1774,7 @@ def test_a_signal_ends_the_run_at_once_although_a_worker_is_busy(
 
 
 @forks
-def test_a_worker_goes_away_when_its_parent_is_killed(
-    service: Service, tmp_path: Path
-) -> None:
+def test_a_worker_does_not_outlive_its_parent(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "worker"
     work = f"open({str(path)!r}, 'w').write(str(os.getpid()))"
     work += "; os.kill(os.getppid(), signal.SIGKILL)"
@@ -1881,9 +1795,7 @@ mirror_images.limit_memory = limit_memory
 
 
 @forks
-def test_only_the_image_that_takes_too_much_memory_fails(
-    service: Service, tmp_path: Path
-) -> None:
+def test_a_lack_of_memory_fails_one_image(service: Service, tmp_path: Path) -> None:
     report = tmp_path / "report"
     bomb = saved("AVIF", Image.new("L", (3000, 2500)), speed=10)
     assert len(bomb) < 1000
@@ -1907,32 +1819,33 @@ def test_chains_respect_a_low_limit_on_open_files(service: Service) -> None:
 # ---- without a URL ---------------------------------------------------------
 
 
+Samples = tuple[dict[str, bytes], str]
+
+
 @pytest.fixture(scope="module")
-def samples(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """The folder of samples from a run without a URL, and the lines it printed."""
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    """The files after a run without a URL by name, and what it printed."""
     parent = tmp_path_factory.mktemp("samples")
-    with pytest.MonkeyPatch.context() as patch, io.StringIO() as output:
+    with MonkeyPatch.context() as patch, io.StringIO() as output:
         patch.setattr("tempfile.tempdir", str(parent))
         with contextlib.redirect_stdout(output):
             assert mirror_images.main([]) == 0
-        lines = output.getvalue().splitlines()
-    (folder,) = parent.iterdir()
-    return folder, lines
+        return {
+            path.name: path.read_bytes() for path in parent.glob("*/*")
+        }, output.getvalue()
 
 
-def test_without_a_url_the_chain_runs_on_an_embedded_server_and_says_so(
-    samples: tuple[Path, list[str]],
-) -> None:
-    folder, lines = samples
-    assert "embedded server at http://127.0.0.1:" in lines[0]
-    assert str(folder) in lines[-2]
-    assert str(folder / "side_by_side.png") in lines[-1]
-    assert opened(folder.joinpath("side_by_side.png").read_bytes()).width == 520
+def test_without_a_url_the_chain_runs_on_an_embedded_server(samples: Samples) -> None:
+    files, output = samples
+    pattern = (
+        r"No URL .* embedded server at http://127.0.0.1:\d+/images/ has 5 samples.\n"
+    )
+    pattern += r"5 mirrored, .*\n.* are in (.*)\nSide by side: \1/side_by_side.png\n"
+    assert re.fullmatch(pattern, output)
+    assert opened(files["side_by_side.png"]).width == 520
 
 
-def test_the_samples_are_mirrored_though_nobody_reads_the_output(
-    tmp_path: Path,
-) -> None:
+def test_samples_are_mirrored_though_nobody_reads_the_output(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, mirror_images.__file__],
@@ -1945,37 +1858,35 @@ def test_the_samples_are_mirrored_though_nobody_reads_the_output(
     assert list(tmp_path.glob("*/side_by_side.png"))
 
 
-def test_the_samples_are_asymmetric_and_really_mirrored(
-    samples: tuple[Path, list[str]],
-) -> None:
-    folder, _ = samples
-    formats = set()
-    for result in folder.glob("mirrored_*"):
-        data = folder.joinpath(result.name.removeprefix("mirrored_")).read_bytes()
-        formats.add(opened(data).format)
-        frames = shown(result.read_bytes()), seen_in_a_mirror(data), shown(data)
+def test_the_samples_are_asymmetric_and_really_mirrored(samples: Samples) -> None:
+    files, _ = samples
+    results = [name for name in files if name.startswith("mirrored_")]
+    for result in results:
+        data = files[result.removeprefix("mirrored_")]
+        frames = shown(files[result]), seen_in_a_mirror(data), shown(data)
         for three in zip(*frames, strict=True):
             frame, expected, original = (image.convert("RGBA") for image in three)
             assert decibels(frame, expected) >= 38
             assert decibels(frame, original) < 20
-    assert formats == {"JPEG", "PNG", "GIF", "WEBP"}
+    assert {opened(files[name]).format for name in results} == {
+        "JPEG",
+        "PNG",
+        "GIF",
+        "WEBP",
+    }
 
 
-def test_one_sample_has_an_orientation_one_is_transparent_and_one_moves(
-    samples: tuple[Path, list[str]],
+def test_the_samples_have_an_orientation_transparency_and_motion(
+    samples: Samples,
 ) -> None:
-    folder, _ = samples
-    images = {path.name: opened(path.read_bytes()) for path in folder.iterdir()}
-    portrait = images["portrait.jpg"]
-    assert portrait.width > portrait.height
-    upright = ImageOps.exif_transpose(portrait)
-    assert upright.height > upright.width
-    assert images["transparent.png"].mode == "RGBA"
-    assert getattr(images["moving.gif"], "n_frames", 1) > 1
+    files, _ = samples
+    assert opened(files["portrait.jpg"]).getexif()[ORIENTATION] == 6
+    assert opened(files["transparent.png"]).mode == "RGBA"
+    assert len(shown(files["moving.gif"])) > 1
 
 
 def test_side_by_side_shows_only_the_samples_that_were_mirrored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     report, temporary = tmp_path / "report", tmp_path / "temporary"
     temporary.mkdir()
@@ -2102,9 +2013,7 @@ def test_the_server_lists_the_images_of_the_folder_as_text(served: Served) -> No
 
 @table("content", [b"content", b"", bytes(3_000_000)])
 @table("name", ["a.png", "ü ☃.png", "50%.png"])
-def test_the_server_sends_an_image_by_name(
-    served: Served, name: str, content: bytes
-) -> None:
+def test_an_image_is_sent_by_name(served: Served, name: str, content: bytes) -> None:
     write(served.folder, name, content=content)
     path = "/images/" + urllib.parse.quote(name, safe="")
     status, head, received = served.ask(f"GET {path}")
@@ -2132,9 +2041,7 @@ def test_head_responds_like_get_but_without_a_body(served: Served, path: str) ->
         *("/images/%ff.png", "http://localhost/images/", "/images/" + "x" * 256),
     ],
 )
-def test_a_path_that_is_not_an_image_in_the_folder_is_not_found(
-    served: Served, path: str
-) -> None:
+def test_any_other_path_is_not_found(served: Served, path: str) -> None:
     write(served.folder, "folder.png/in.png", ".hidden.png", "../secret.png")
     status, _, content = served.ask(f"GET {path}")
     assert status == 404
@@ -2148,9 +2055,7 @@ def test_a_path_that_is_not_an_image_in_the_folder_is_not_found(
         *(b"\r\n--\r\n--\r\n", b"\r" * 70_000, bytes(range(256)) * 300),
     ],
 )
-def test_the_content_of_a_form_arrives_byte_for_byte(
-    served: Served, content: bytes
-) -> None:
+def test_content_arrives_byte_for_byte(served: Served, content: bytes) -> None:
     assert served.post(form(('filename="a.png"', content))) == 200
     assert served.contents() == {"a.png": content}
 
@@ -2172,16 +2077,12 @@ def test_the_content_of_a_form_arrives_byte_for_byte(
         ('filename="latin-\udce9.png"', "latin-\udce9.png"),
     ],
 )
-def test_a_file_name_may_be_escaped_in_several_ways(
-    served: Served, parameters: str, name: str
-) -> None:
+def test_a_file_name_may_be_escaped(served: Served, parameters: str, name: str) -> None:
     assert served.post(form((parameters, b"content"))) == 200
     assert list(served.contents()) == [name]
 
 
-def test_all_files_of_a_form_are_saved_and_its_other_fields_are_not(
-    served: Served,
-) -> None:
+def test_all_files_of_a_form_are_saved_but_no_other_field(served: Served) -> None:
     write(served.folder, "a.png", content=b"old")
     parts = [('name="title"', b"not a file"), ('filename="a.png"', b"first")]
     parts += [('name="x"', b""), ('filename="b.png"', b"second")]
@@ -2198,9 +2099,7 @@ def test_all_files_of_a_form_are_saved_and_its_other_fields_are_not(
         *("filename*=utf-8''..%2Fx.png", "filename*=utf-8''%2Ehidden.png"),
     ],
 )
-def test_a_name_that_is_hidden_or_leaves_the_folder_is_refused_with_the_whole_form(
-    served: Served, parameters: str
-) -> None:
+def test_an_unsafe_name_fails_the_whole_form(served: Served, parameters: str) -> None:
     before = sorted(served.folder.parent.rglob("*"))
     body = form(('filename="good.png"', b"x"), (parameters, b"content"))
     assert served.post(body) == 400
@@ -2208,9 +2107,7 @@ def test_a_name_that_is_hidden_or_leaves_the_folder_is_refused_with_the_whole_fo
 
 
 @table("name", ["x" * 252 + ".png", "ü" * 126 + ".png"])
-def test_a_name_that_is_too_long_is_refused_with_that_reason(
-    served: Served, name: str
-) -> None:
+def test_a_name_that_is_too_long_is_called_so(served: Served, name: str) -> None:
     body = form((f'filename="{name}"', b"content"))
     status, _, message = served.ask("POST /images/", *form_headers(body), body=body)
     assert (status, message) == (400, b"the file name is longer than 255 bytes\n")
@@ -2269,9 +2166,7 @@ def test_an_unusable_length_is_refused_before_the_body_is_read(
     assert served.ask("POST /images/", FORM, *headers)[0] == status
 
 
-def test_a_client_that_sends_too_large_a_body_can_read_the_response(
-    served: Served,
-) -> None:
+def test_a_client_that_sends_too_much_can_read_the_response(served: Served) -> None:
     # More than sockets buffer, so that the connection would break if nobody read it.
     assert served.post(form(('filename="a.png"', bytes(64 * 2**20)))) == 413
 
@@ -2283,9 +2178,7 @@ def test_a_post_to_another_path_is_not_found(served: Served) -> None:
 
 
 @table("share", [0.0, 0.5, 0.99])
-def test_a_client_that_disconnects_during_an_upload_leaves_nothing_behind(
-    served: Served, share: float
-) -> None:
+def test_an_upload_that_breaks_off_leaves_nothing(served: Served, share: float) -> None:
     body = form(('filename="a.png"', bytes(90_000)), ('filename="b.png"', b"y"))
     sent = body[: int(len(body) * share)]
     request = request_bytes("POST /images/", *form_headers(body), body=sent)
@@ -2325,7 +2218,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_behind(served: Served) -> No
     assert served.contents() == {"a.png": b"old"}
 
 
-def test_servers_that_start_on_the_same_folder_do_not_disturb_uploads(
+def test_servers_that_start_on_the_same_folder_disturb_no_upload(
     served: Served,
 ) -> None:
     body = form(('filename="a.png"', bytes(2_000_000)))
@@ -2365,7 +2258,7 @@ HERE = "Host: localhost:{port}"
         (403, ["Host: evil.example:{port}", "Origin: http://evil.example:{port}"]),
     ],
 )
-def test_requests_made_by_another_sites_web_page_are_refused(
+def test_requests_from_another_sites_page_are_refused(
     served: Served, status: int, headers: list[str], method: str
 ) -> None:
     write(served.folder, "there.png")
@@ -2433,9 +2326,7 @@ def test_garbage_gets_an_error_and_does_not_harm_the_server(
     assert capfd.readouterr().err == ""
 
 
-def test_hundreds_of_idle_connections_and_partial_requests_block_no_one(
-    served: Served, capfd: Capture
-) -> None:
+def test_hundreds_of_idle_clients_block_no_one(served: Served, capfd: Capture) -> None:
     request = request_bytes("POST /images/", FORM, "Content-Length: 50000000")
     with contextlib.ExitStack() as stack:
         for number in range(200):
@@ -2450,7 +2341,7 @@ def test_hundreds_of_idle_connections_and_partial_requests_block_no_one(
 
 
 def test_a_client_that_stops_sending_is_disconnected(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ImageHandler, "timeout", 0.1)
     headers = FORM, "Content-Length: 5000"
@@ -2459,9 +2350,7 @@ def test_a_client_that_stops_sending_is_disconnected(
     assert served.contents() == {}
 
 
-def test_an_image_that_shrinks_while_it_is_sent_ends_the_connection(
-    served: Served,
-) -> None:
+def test_a_shrinking_image_ends_the_connection(served: Served) -> None:
     write(served.folder, "large.png")
     os.truncate(served.folder / "large.png", 1 << 26)  # more than sockets buffer
     with served.connect() as connection:
@@ -2490,9 +2379,7 @@ def serving(
         yield Served(folder, url[0]), process
 
 
-def test_a_killed_server_leaves_whole_images_only_and_its_successor_cleans_up(
-    tmp_path: Path,
-) -> None:
+def test_a_killed_server_leaves_whole_images_only(tmp_path: Path) -> None:
     images = {f"{number}.png": bytes([number]) * 4_000_000 for number in range(4)}
     with serving(tmp_path) as (served, process):
 
