@@ -159,14 +159,9 @@ def seen_in_a_mirror(data: bytes) -> list[Image.Image]:
 
 def timing(data: bytes) -> list[float]:
     """Milliseconds of each frame, then how often the animation is shown."""
-    found = []
-    with Image.open(io.BytesIO(data)) as image:
-        for number in range(getattr(image, "n_frames", 1)):
-            image.seek(number)
-            image.load()
-            found.append(image.info.get("duration", 0))
-        found.append(image.info.get("loop", -1))
-    return found
+    frames = shown(data)
+    durations = [frame.info.get("duration", 0) for frame in frames]
+    return [*durations, frames[0].info.get("loop", -1)]
 
 
 def decibels(one: Image.Image, other: Image.Image) -> float:
