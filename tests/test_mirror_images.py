@@ -1220,15 +1220,13 @@ class ServiceHandler(http.server.BaseHTTPRequestHandler):
             images[form[1].decode()] = form[2]
             self.respond(200, b"saved")
         elif name:
-            self.respond(200, images[name], "image/png")
+            self.respond(200, images[name])
         else:
             self.respond(200, "\n".join(images).encode())
 
-    def respond(
-        self, status: int, body: bytes, content_type: str = "text/plain"
-    ) -> None:
+    def respond(self, status: int, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
