@@ -1905,7 +1905,8 @@ class Served:
         self.address = address.hostname or "", address.port or 0
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, PATIENCE)
+        patience = 20.0  # seconds, fewer than the server's own
+        return socket.create_connection(self.address, patience)
 
     def exchange(self, sent: bytes, *, end: bool = False) -> bytes:
         """Send bytes; return everything that comes back until the server closes."""
