@@ -12,16 +12,16 @@ Standard library only: copy this one file to the server.
 
 2. Decorate what the samples point to:
 
-    @timeit                       # a line a call: seconds, processor time, exception
+    @timeit                       # a line per call: seconds, processor time, exception
     def load(path): ...
 
     @timeit(slower_than=0.1)      # only the calls that took 0.1 s or more
     async def fetch(url): ...
 
-    @timeit(every=60)             # a hot function: a line a minute
+    @timeit(every=60)             # for hot functions: a line per minute
     def parse(line): ...
 
-    @cache_profile(maxsize=1000)  # would functools.lru_cache(maxsize=1000) pay?
+    @cache_profile(maxsize=1000)  # would functools.lru_cache(maxsize=1000) pay off?
     def price(article, country): ...
 
     @profile(slower_than=1.0)     # cProfile around the call, the whole profile in the log
@@ -34,19 +34,19 @@ Standard library only: copy this one file to the server.
     python decorators.py --pstats profiles app.log     # for pstats, snakeviz, gprof2dot
     python decorators.py --demo                        # all of this on a small program
 
-The lines go to the logger named like this module, at level INFO. Each is `KIND {json}`,
+The lines go to the logger named after this module, at level INFO. Each is `KIND {json}`,
 ASCII, shorter than 4 KB, and never contains an argument's value.
 
 The decorators work on functions, methods, class and static methods, coroutines,
-generators and asynchronous generators, and keep results, exceptions, cancellation,
-signature and kind. Visible differences: a call takes a few more stack frames; wrong
-arguments for a generator or coroutine raise at its first step; a generator into which
-GeneratorExit is thrown is closed.
+generators and asynchronous generators. They preserve results, exceptions, cancellation,
+signature and kind. Three differences are visible: a call takes a few more stack frames;
+wrong arguments for a generator or coroutine raise at its first step; a generator into
+which GeneratorExit is thrown is closed.
 
-Counts (timeit(every=), cache_profile, sampling) are logged once an interval and at exit,
-by the sampling thread or by the first call after the interval, which takes some 0.2 ms a
-line. A killed process logs nothing at exit: call flush() where a server handles SIGTERM.
-Forked and spawned children count for themselves.
+What is counted (timeit(every=), cache_profile, sampling) is logged once per interval and
+at exit, by the sampling thread or by the first call after the interval, which takes about
+0.2 ms per line. A killed process logs nothing at exit: call flush() where a server handles
+SIGTERM. Forked and spawned children count for themselves.
 
 DECORATORS=off in the environment switches everything off.
 """
@@ -59,6 +59,7 @@ import base64
 import contextlib
 import cProfile
 import functools
+import gc
 import gzip
 import inspect
 import io
@@ -86,15 +87,15 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, o
 
 logger = logging.getLogger(__name__)
 
-MAX_LINE = 3500  # characters; under 4 KB with the application's own prefix
-MAX_TEXT = 400  # characters of JSON of a name, a file or a row of a profile
+MAX_LINE_LENGTH = 3500  # under 4 KB with the application's own prefix
+MAX_TEXT_LENGTH = 400  # of a name or a path, in JSON
 BATCH_SIZE = 1024  # calls that are counted together
 UNBOUNDED = 1 << 16  # argument sets that the model of an unbounded cache remembers
 MAX_DEPTH = 80  # frames of a sampled stack
-MAX_STACKS = 5000  # different stacks in an interval
+MAX_STACKS = 5000  # different stacks per interval
 MAX_LOGGED_STACKS = 300
 MAX_PROFILE_SIZE = 1 << 24  # bytes, unpacked; a log is untrusted input
-MAX_LOG_LINE = 1 << 16  # bytes
+MAX_READ_SIZE = 1 << 16  # bytes of a line of a log
 
 OFF = os.environ.get("DECORATORS") == "off"
 
@@ -144,25 +145,25 @@ def timeit(
     """Log how long the calls of a function take.
 
     slower_than: seconds; faster calls are not logged, and the reader's table says so.
-    every: seconds; log one line an interval instead of one a call, in constant memory:
-        calls, errors, total, mean, p50, p95, p99, max and a histogram, but no `cpu`,
+    every: seconds; log one line per interval instead of one per call, in constant memory:
+        calls, errors, total, mean, p50, p95, p99, max and a histogram. There is no `cpu`,
         because reading that clock takes longer than everything else.
-    logger, level: where the lines go. Without `every`, nothing is measured while they
-        would not be logged there.
+    logger, level: where the lines go. Without `every`, nothing is measured while that
+        logger is disabled for that level.
 
-    A call's line has `seconds`, the time its caller waited; `inside`, the part in which
-    the call's own code ran (and blocked an event loop); `cpu`, the processor time of that
-    part, far below `inside` if the code blocks; `raised`, an exception's name or null.
-    The caller waits for a coroutine until it has finished, and for a generator from
-    requesting each item to getting it. In a recursion each call counts in full.
+    The line of a call has `seconds`, the time its caller waited; `inside`, the part of it
+    in which the call's own code ran (and blocked an event loop); `cpu`, the processor time
+    of that part, far below `inside` if the code blocks; and `raised`, the name of an
+    exception or null. The caller waits for a coroutine until it has finished, and for each
+    item of a generator. In a recursion, each call counts in full.
 
-    Raises ValueError for invalid options, TypeError for what is not a function.
+    Raises ValueError for invalid options, TypeError for anything but a function.
     """
     if not slower_than >= 0 or (slower_than and every is not None):
         raise ValueError("slower_than= must be 0 or more seconds, and not with every=")
     log = Log("timeit", func, logger, level)
     if every is not None:
-        return _time_together(func, TimeTally(log, every))
+        return _time_in_batches(func, TimeTally(log, every))
     limit = {"slower_than": slower_than} if slower_than else {}
 
     def begin(args: object, kwargs: object) -> Call | None:
@@ -176,7 +177,7 @@ def timeit(
     return _wrap(func, begin)
 
 
-def _time_together(func: Function, tally: TimeTally) -> Function:
+def _time_in_batches(func: Function, tally: TimeTally) -> Function:
     pending, append = tally.pending, tally.pending.append
 
     def begin(args: object, kwargs: object) -> Call:
@@ -213,24 +214,24 @@ def cache_profile(
     logger: logging.Logger | None = None,
     level: int | str = logging.INFO,
 ) -> Function:
-    """Log whether functools.lru_cache(maxsize=...) would pay. Nothing is cached.
+    """Log whether functools.lru_cache(maxsize=...) would pay off. Nothing is cached.
 
-    maxsize: of the cache; for None, 65,536 results are remembered.
-    key: a function of the call's arguments that returns the cache key; by default all
-        arguments, a method's `self` included, as in lru_cache.
+    maxsize: of the cache; None stands for 65,536.
+    key: a function of the call's arguments that returns the cache key. By default, that is
+        all arguments, including a method's `self`, as in lru_cache.
     every: seconds between two lines.
     logger, level: where the lines go.
 
-    A line has, since the one before it: `calls`; `unhashable`, calls that would fail with
-    lru_cache; `distinct`, argument sets not seen before; `hits` and `hits_unbounded`, the
-    hits of a cache of this size and of one without limit (calls that raise are never
-    hits); `total`, seconds spent in calls, and `saved`, those spent in hits.
+    A line counts, since the one before it, `calls`; `unhashable`, calls that would fail
+    with lru_cache; `distinct`, argument sets not seen before; `hits` and `hits_unbounded`,
+    the hits of a cache of this size and of an unbounded one (calls that raise are never
+    hits); `total`, the seconds spent in calls; and `saved`, those spent in hits.
 
-    The hash of the arguments is looked up in an lru_cache when the call has ended. So of
-    two concurrent equal calls the second is a hit; in a recursion, the calls inside of a
-    hit count, too; arguments with equal hashes, such as -1 and -2, are the same.
+    The hash of the arguments is looked up in an lru_cache when the call has ended. So the
+    second of two concurrent equal calls is a hit; in a recursion, the calls inside a hit
+    also count; and arguments with equal hashes, such as -1 and -2, are the same.
 
-    Raises ValueError for invalid options, TypeError for what is not a function.
+    Raises ValueError for invalid options, TypeError for anything but a function.
     """
     tally = CacheTally(Log("cache_profile", func, logger, level), every, maxsize)
 
@@ -269,21 +270,21 @@ def profile(
     """Run cProfile around the calls of a function, and log each profile completely.
 
     slower_than: seconds; profiles of faster calls are discarded.
-    every: seconds after a logged profile in which no other is made. Logging a profile of
-        350 functions takes the caller some 10 ms, and up to 25 KB of the log.
-    logger, level: where the lines go. Nothing is profiled while they would not be logged
-        there.
+    every: seconds to wait after logging a profile before making the next. Logging one of
+        350 functions takes the caller about 10 ms, and up to 25 KB of the log.
+    logger, level: where the lines go. Nothing is profiled while that logger is disabled
+        for that level.
 
-    The numbered lines of a profile hold the table of pstats in JSON, zlib and base64; the
-    reader shows its slowest functions and writes it for pstats. A coroutine or generator is profiled only while its own code
-    runs, so other tasks do not appear in its profile.
+    The numbered lines of a profile contain pstats' table in JSON, zlib and base64. A
+    coroutine or generator is profiled only while its own code runs, so other tasks do not
+    appear in its profile.
 
     A process profiles one call at a time. Calls that begin meanwhile, or while another
-    profiler is active, run without; a line a minute counts them. From Python 3.12 on,
-    cProfile also records other threads, and raises ValueError when code inside of a
-    profiled call starts it.
+    profiler is active, are not profiled; a line per minute counts them. From Python 3.12
+    on, cProfile also records other threads, and code inside a profiled call that starts it
+    gets a ValueError.
 
-    Raises ValueError for invalid options, TypeError for what is not a function.
+    Raises ValueError for invalid options, TypeError for anything but a function.
     """
     if not slower_than >= 0 or not every >= 0:
         raise ValueError("slower_than= and every= must be 0 or more seconds")
@@ -323,7 +324,7 @@ def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
     ]
     data = base64.b64encode(zlib.compress(json.dumps(table).encode())).decode()
     head = {"id": os.urandom(6).hex(), "seconds": seconds}
-    size = MAX_LINE - len(log.text(**head, part=10**6, parts=10**6, data=""))
+    size = MAX_LINE_LENGTH - len(log.text(**head, part=10**6, parts=10**6, data=""))
     parts = [data[start : start + size] for start in range(0, len(data), size)]
     for number, part in enumerate(parts, start=1):
         log(**head, part=number, parts=len(parts), data=part)
@@ -331,8 +332,8 @@ def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
 
 def flush() -> None:
     """Log what has been counted so far, without waiting for the interval to end."""
-    # At exit the sampling thread would be ended in the middle of its lines. It may itself
-    # wait for a lock of logging that this thread holds, if this is a signal handler.
+    # Otherwise the exit would end the sampling thread in the middle of its lines. In a
+    # signal handler, that thread may in turn wait for a lock of logging held by this one.
     locked = _sampler_lock.acquire(timeout=1)
     _flush_due(math.inf)
     if locked:
@@ -450,10 +451,10 @@ def _wrap(
     tally: Tally | None = None,
     plain: Function | None = None,
 ) -> Function:
-    """A function of the same kind as `func` whose calls are measured.
+    """Return a function of the same kind as `func` whose calls are measured.
 
-    `begin` returns None for a call that is not. `plain`, if given, is the faster wrapper
-    for plain functions.
+    `begin` returns None for calls that are not measured. `plain` is a faster wrapper for
+    plain functions.
     """
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -482,7 +483,7 @@ def _wrap(
             call.steps = items.asend(None)
             while True:
                 try:
-                    # In a list, not to keep it alive while the caller uses it.
+                    # In a list, so as not to keep it alive while the caller uses it.
                     item = [await call]
                 except StopAsyncIteration:
                     return
@@ -510,7 +511,7 @@ def _wrap(
     return wrapper
 
 
-# --- counts that are logged once an interval ------------------------------------------
+# --- counts that are logged once per interval -----------------------------------------
 
 
 class Tally:
@@ -551,7 +552,7 @@ class Tally:
             _flush_due(now)
 
     def flush(self, now: float) -> None:
-        # Another thread is flushing, or this one in a caller of this function.
+        # Another thread is flushing, or this thread is, in a caller of this function.
         if _own.busy or not self.lock.acquire(blocking=False):
             return
         lines: list[Record] = []
@@ -585,8 +586,8 @@ def _flush_due(now: float) -> None:
             tally.flush(now)
 
 
-# Held while samples are taken and logged, and by a thread that forks: a lock of logging
-# that the sampling thread holds would stay locked in the child.
+# Held while samples are taken and logged, and while a thread forks. Otherwise a lock of
+# logging that the sampling thread holds could stay locked in the child.
 _sampler_lock = threading.RLock()
 
 
@@ -600,8 +601,8 @@ def _after_fork() -> None:
 
 
 def _flush_at_exit() -> None:
-    # Processes of multiprocessing end with os._exit(), without atexit functions. When they
-    # start, they clear their finalizers and then call what is registered.
+    # multiprocessing ends its processes with os._exit(), without atexit functions. When
+    # they start, they clear their finalizers and then call what is registered.
     if util := sys.modules.get("multiprocessing.util"):
         finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
         finalize()
@@ -629,7 +630,7 @@ class TimeTally(Tally):
         for item, n in Counter(batch).items():
             ns, inside = item if isinstance(item, tuple) else (item, 0)
             self.times.add(max(ns, ~ns), n, n * (ns < 0))
-            self.times.parts["inside"] += n * inside
+            self.times.inside += n * inside
 
     def lines(self) -> Iterator[Record]:
         if self.times.calls:
@@ -701,8 +702,8 @@ class Times:
     def __init__(self) -> None:
         self.calls = self.errors = self.total = self.max = 0
         self.buckets: Counter[int] = Counter()
-        self.parts: Counter[str] = Counter()  # of the total: cpu, inside
-        self.wholes: Counter[str] = Counter()  # the total of the calls that have them
+        self.cpu = self.inside = 0  # parts of the total
+        self.with_cpu = self.with_inside = 0  # the total of the calls that have them
         self.partly = False
 
     def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
@@ -737,12 +738,12 @@ class Times:
         """What timeit(every=) logs. `histogram` is [first bucket, calls in it, ...]."""
         first, last = min(self.buckets), max(self.buckets)
         histogram = [first, *(self.buckets[b] for b in range(first, last + 1))]
-        parts = {key: ns / 1e9 for key, ns in self.parts.items() if ns}
-        return {**self.figures(), **parts, "histogram": histogram}
+        inside = {"inside": self.inside / 1e9} if self.inside else {}
+        return {**self.figures(), **inside, "histogram": histogram}
 
     def add_line(self, line: Record) -> None:
         """Add a line of timeit. Raises one of DAMAGE."""
-        parts = [(key, _ns(line[key])) for key in ("cpu", "inside") if key in line]
+        cpu, inside = _ns(line.get("cpu", 0)), _ns(line.get("inside", 0))
         if "histogram" in line:
             first, *counts = map(_number, line["histogram"])
             calls, errors = _number(line["calls"]), _number(line["errors"])
@@ -757,18 +758,18 @@ class Times:
         else:
             total = _ns(line["seconds"])
             self.add(total, errors=int(line["raised"] is not None))
-        for key, ns in parts:
-            self.parts[key] += ns
-            self.wholes[key] += total
+        self.cpu += cpu
+        self.inside += inside
+        self.with_cpu += total * ("cpu" in line)
+        self.with_inside += total * ("inside" in line)
         self.partly |= "slower_than" in line
 
     def row(self) -> Record:
         """A row of the reader's table of functions."""
-        row = {**self.figures(), "partly": self.partly}
-        for key in ("cpu", "inside"):
-            whole = self.wholes[key]
-            row[f"{key}_share"] = min(self.parts[key] / whole, 1.0) if whole else None
-        return row
+        cpu = min(self.cpu / self.with_cpu, 1.0) if self.with_cpu else None
+        inside = min(self.inside / self.with_inside, 1.0) if self.with_inside else None
+        shares = {"cpu_share": cpu, "inside_share": inside}
+        return {**self.figures(), **shares, "partly": self.partly}
 
 
 # --- sampling -------------------------------------------------------------------------
@@ -862,6 +863,20 @@ class Sampler(Tally):
                 self.costs["missed"] += missed
 
     def sample(self, weight: int) -> None:
+        # Before Python 3.12, a garbage collection while a thread creates frame objects for
+        # the others can hang or crash the program (python/cpython#106883).
+        collecting = sys.version_info < (3, 12) and gc.isenabled()
+        if collecting:
+            gc.disable()
+        try:
+            self.add_stacks(weight)
+        finally:
+            if collecting:
+                gc.enable()
+        self.costs["samples"] += weight
+        _flush_due(perf_counter_ns())
+
+    def add_stacks(self, weight: int) -> None:
         frames, own = sys._current_frames(), threading.get_ident()
         if frames.keys() != self.before.keys() | {own}:
             self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
@@ -881,8 +896,6 @@ class Sampler(Tally):
             after[ident] = cpu or 0, stack
             self.pending += [stack] * weight
         self.before = after
-        self.costs["samples"] += weight
-        _flush_due(perf_counter_ns())
 
     def stack(self, frame: types.FrameType | None, idle: bool) -> Stack:
         texts: list[str] = []
@@ -916,7 +929,7 @@ class Sampler(Tally):
             costs["rest"] += sum(n for _, n in stacks[MAX_LOGGED_STACKS:])
             costs["seconds"] = costs["samples"] * self.interval
             yield costs
-            room = MAX_LINE - len(self.log.text())
+            room = MAX_LINE_LENGTH - len(self.log.text())
             yield from _pack_stacks(stacks[:MAX_LOGGED_STACKS], room)
 
 
@@ -1029,17 +1042,21 @@ def _innermost(func: Function) -> Any:
 
 
 def _short(text: str) -> str:
-    """The end of a text that fits into MAX_TEXT characters of JSON."""
-    text = text[-MAX_TEXT:]
-    while len(json.dumps(text)) > MAX_TEXT:
+    """The end of a text that fits into MAX_TEXT_LENGTH characters of JSON."""
+    text = text[-MAX_TEXT_LENGTH:]
+    while len(json.dumps(text)) > MAX_TEXT_LENGTH:
         text = text[len(text) // 4 + 1 :]
     return text
 
 
 # --- the reader -----------------------------------------------------------------------
 
+KINDS = {
+    f"{kind} ".encode(): kind
+    for kind in ("timeit", "cache_profile", "profile", "sampling")
+}
 # In a log that is itself JSON, a line is part of a string, with its quotes escaped.
-MARK = re.compile(rb'(timeit|cache_profile|profile|sampling) (?={\\*"name\\*": )')
+START = re.compile(rb'{\\*"name\\*": ')
 TIME_OF_DAY = re.compile(rb"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d")
 DECODER = json.JSONDecoder()
 # What damaged and hostile lines raise.
@@ -1054,7 +1071,7 @@ def read_log(path: str) -> Iterator[bytes]:
     with open(0 if path == "-" else path, "rb", closefd=path != "-") as plain:
         packed = plain.peek(2)[:2] == b"\x1f\x8b"
         stream = gzip.GzipFile(fileobj=plain) if packed else plain
-        yield from iter(functools.partial(stream.readline, MAX_LOG_LINE), b"")
+        yield from iter(functools.partial(stream.readline, MAX_READ_SIZE), b"")
 
 
 def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
@@ -1062,10 +1079,13 @@ def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
 
     Usually there is at most one; there are more if a write was cut off.
     """
-    if b'{"name": ' not in line and b'"name\\' not in line:
-        return
-    for match in MARK.finditer(line):
-        text = line[match.end() :].decode("ascii", "replace")
+    for match in START.finditer(line):
+        for prefix, kind in KINDS.items():
+            if line.endswith(prefix, 0, match.start()):
+                break
+        else:
+            continue
+        text = line[match.start() :].decode("ascii", "replace")
         try:
             while text.startswith("{\\"):
                 text, _ = DECODER.raw_decode('"' + text)
@@ -1074,7 +1094,7 @@ def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
             record = None
         # Without "pid" it is a line of something else.
         if record is None or "pid" in record:
-            yield match[1].decode(), record
+            yield kind, record
 
 
 def _text(value: object) -> str:
@@ -1090,7 +1110,7 @@ def _number(value: Any) -> Any:
 
 
 def _ns(seconds: object) -> int:
-    return int(_number(seconds) * 1e9)
+    return round(float(_number(seconds)) * 1e9)
 
 
 class Report:

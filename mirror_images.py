@@ -23,6 +23,8 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import email.message
+import email.utils
 import http.server
 import io
 import itertools
@@ -30,6 +32,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -61,22 +64,16 @@ from PIL import (
 )
 
 from upload_images import (
-    Client,
     FatalError,
     ImageError,
     Outcome,
     Run,
-    add_shared_options,
     form_escape,
-    in_shard,
     integer,
-    is_image,
     media_type,
     print_line,
-    printable,
     run_images,
     run_main,
-    service_url,
 )
 
 __all__ = ["ImageError", "mirror"]  # for other code
@@ -88,6 +85,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ["AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 # 41 dB or more against the true flip of a photo; 1.3 times the size of quality 80
 LOSSY_QUALITY = 90
+MAX_PIXELS = 178_956_970  # of all frames: what Pillow accepts by default
 MAX_PAGES = 1000  # of a TIFF: Pillow's time is quadratic in their number
 STRIP = 1 << 20  # pixels of a PNG that are filtered and compressed at a time
 IPTC = 0x0404  # number of an image resource (Adobe Photoshop File Formats)
@@ -106,29 +104,29 @@ RESERVED_ADDRESS_SPACE = 1 << 30  # bytes
 # ---- what the script does --------------------------------------------------
 
 
-async def mirror_all(client: Client, run: Run, arguments: argparse.Namespace) -> None:
+async def mirror_all(run: Run, arguments: argparse.Namespace) -> None:
     """Mirror the images in the server's list that are not mirrored yet."""
     prefix: str = arguments.prefix
-    names = await client.list()
+    listed = await run.client.list()
     # Servers store names as sent, so two with the same escaped form are the same.
-    stored = {form_escape(name): name for name in reversed(names)}
-    if prefix:
-        names = [name for name in names if not name.startswith(prefix)]
-    names = [name for name in names if in_shard(name, arguments.shard)]
-    if prefix and not arguments.again:
-        mirrored = {n for n in names if form_escape(prefix + n) in stored}
-        names = [name for name in names if name not in mirrored]
-        for name in sorted(mirrored):
+    stored = {form_escape(name): name for name in reversed(listed)}
+    names = []
+    for name in filter(run.in_shard, listed):
+        if prefix and name.startswith(prefix):
+            continue
+        if prefix and form_escape(prefix + name) in stored and not arguments.again:
             run.record(Outcome(name, "skipped", error="already mirrored"))
+        else:
+            names.append(name)
 
     async def mirror_one(outcome: Outcome) -> None:
         name = outcome.name
         check_name(name)
         if (first := stored[form_escape(name)]) != name:
             raise ImageError(f"its result would replace that of {first}")
-        data = await client.get(name, arguments.max_bytes, outcome)
+        data = await run.client.get(name, arguments.max_bytes, outcome)
         result = await workers.mirror(data)
-        await client.post(prefix + name, io.BytesIO(result), outcome)
+        await run.client.post(prefix + name, io.BytesIO(result), outcome)
 
     async with Workers(arguments.max_pixels) as workers:
         await run.chains(names, mirror_one, arguments.chains)
@@ -213,17 +211,12 @@ class Worker:
     @classmethod
     async def start(cls, max_pixels: int) -> Worker:
         ours, theirs = socket.socketpair()
-        process = PROCESSES.Process(
-            target=serve_worker, args=(theirs, max_pixels), daemon=True
-        )
+        streams = await asyncio.open_connection(sock=ours)
+        arguments = (theirs, max_pixels)
+        process = PROCESSES.Process(target=serve_worker, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        try:
-            return cls(process, *await asyncio.open_connection(sock=ours))
-        except BaseException:
-            process.kill()
-            process.join()
-            raise
+        return cls(process, *streams)
 
     async def mirror(self, data: bytes) -> tuple[bool, bytes]:
         self.writer.write(struct.pack("<Q", len(data)) + data)
@@ -252,6 +245,7 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
         os.closerange(3, connection.fileno())
         os.closerange(connection.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     limit_memory()
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
     # Keep 16 MB for the next image instead of returning them to the system
     # (https://pillow.readthedocs.io/en/stable/reference/block_allocator.html).
     Image.core.set_blocks_max(16)  # type: ignore[attr-defined]
@@ -261,9 +255,10 @@ def serve_worker(connection: socket.socket, max_pixels: int) -> None:
         while header := pipe.read(8):
             data = pipe.read(*struct.unpack("<Q", header))
             try:
-                success, result = True, mirror(data, max_pixels)
+                success, result = True, mirror(data)
             except (ImageError, OSError) as error:
-                success, result = False, str(error).encode("utf-8", "replace")
+                text = getattr(error, "strerror", None) or str(error)
+                success, result = False, text.encode("utf-8", "replace")
             pipe.write(struct.pack("<?Q", success, len(result)))
             pipe.write(result)
             pipe.flush()
@@ -283,11 +278,8 @@ def limit_memory() -> None:
 
 # ---- pixels ----------------------------------------------------------------
 
-MAX_PIXELS = 178_956_970  # Pillow's limit: twice its MAX_IMAGE_PIXELS
-PILLOW_LIMIT_LOCK = threading.Lock()
 
-
-def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
+def mirror(data: bytes) -> bytes:
     """Mirror an image file left-to-right, as a viewer shows it.
 
     The result has the same format. EXIF or XMP orientation is applied first and its tag
@@ -300,25 +292,23 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
     the true flip (median 54). If the mirrored side is not a multiple of the block size, 8
     or 16 pixels, the block boundaries move: 35 dB or more (median 39).
 
-    `max_pixels` limits the image, with all its frames or pages together. It replaces
-    Pillow's own limit: while a file is opened, or a TIFF is read, the process-wide
-    `Image.MAX_IMAGE_PIXELS` and warning filters are changed, under a lock.
+    Pillow's limit, twice `Image.MAX_IMAGE_PIXELS` pixels, applies to all frames or pages
+    together.
 
     Raises ImageError if `data` is not an image in one of FORMATS, is damaged, exceeds
-    `max_pixels` or MAX_PAGES, or cannot be written back without loss of bit depth.
+    that limit or MAX_PAGES, or cannot be written back without loss of bit depth.
     Raises OSError only if the system lacks resources, such as file descriptors (EMFILE).
     """
     try:
-        with open_image(data, FORMATS, max_pixels) as image:
-            check_size(image.size, max_pixels)
-            return MIRROR_FUNCTIONS[image.format or ""](image, data, max_pixels)
+        with open_image(data, FORMATS) as image:
+            return MIRROR_FUNCTIONS[image.format or ""](image, data)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         start = f"it starts with {data[:16]!r}" if data else "it is empty (0 bytes)"
         raise ImageError(f"not an image that can be mirrored: {start}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {max_pixels:,} pixels") from error
+        raise ImageError(f"more than {pixel_limit():,} pixels") from error
     except (IndexError, EOFError, struct.error) as error:
         raise ImageError("a damaged image: bytes are missing") from error
     except MemoryError as error:
@@ -330,27 +320,16 @@ def mirror(data: bytes, max_pixels: int = MAX_PIXELS) -> bytes:
         raise ImageError(f"a damaged or unsupported image: {reason}") from error
 
 
-@contextlib.contextmanager
-def pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Have Pillow refuse more than `max_pixels` (or one more), without warnings."""
-    with PILLOW_LIMIT_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # it refuses twice as many
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+def open_image(data: bytes, formats: list[str]) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
-def open_image(
-    data: bytes, formats: list[str], max_pixels: int = sys.maxsize
-) -> ImageFile.ImageFile:
-    with pillow_limit(max_pixels):
-        return Image.open(io.BytesIO(data), formats=formats)
+def pixel_limit() -> int:
+    """The most pixels that Pillow accepts."""
+    return int(2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize))
 
 
-def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
+def check_size(size: tuple[int, int], before: int = 0) -> int:
     """Raise ImageError for a decompression bomb.
 
     `before` is the number of pixels in the frames before this one; the result is that
@@ -359,10 +338,10 @@ def check_size(size: tuple[int, int], max_pixels: int, before: int = 0) -> int:
     """
     pixels = size[0] * size[1]
     if before:  # even the smallest frame takes time
-        pixels = max(pixels, max_pixels // 40_000)
-    if before + pixels > max_pixels:
+        pixels = max(pixels, pixel_limit() // 40_000)
+    if before + pixels > pixel_limit():
         frames = " in all frames" if before else ""
-        raise ImageError(f"more than {max_pixels:,} pixels{frames}")
+        raise ImageError(f"more than {pixel_limit():,} pixels{frames}")
     return before + pixels
 
 
@@ -452,7 +431,7 @@ def mirror_still(image: ImageFile.ImageFile, **options: Any) -> bytes:
     return encoded(transpose(image, orientation_of(image)), image, **options)
 
 
-def mirror_jpeg(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_jpeg(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a JPEG (ITU-T T.81); encode it with its own tables and subsampling."""
     assert isinstance(image, JpegImagePlugin.JpegImageFile)
     tables = image.quantization
@@ -491,7 +470,7 @@ def iptc_segment(iptc: bytes | None) -> bytes | None:
     return b"\xff\xed" + struct.pack(">H", len(body) + 2) + body
 
 
-def mirror_bmp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_bmp(image: ImageFile.ImageFile, data: bytes) -> bytes:
     if image.mode != "RGBA":
         return mirror_still(image)
     # Pillow writes no alpha channel, so move only the pixels, 4 bytes each.
@@ -503,7 +482,7 @@ def mirror_bmp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
     return data[:start] + transpose(pixels, 1).tobytes() + data[end:]
 
 
-def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes) -> bytes:
     start = data.find(b"\xff\x4f\xff\x51")  # of the codestream (ITU-T T.800, A.5.1)
     (components,) = struct.unpack_from(">H", data, start + 40)
     depths = data[start + 42 : start + 42 + 3 * components : 3]  # less one, and a sign
@@ -512,18 +491,18 @@ def mirror_jpeg2000(image: ImageFile.ImageFile, data: bytes, max_pixels: int) ->
     return mirror_still(image, no_jp2=start == 0)
 
 
-def mirror_ppm(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_ppm(image: ImageFile.ImageFile, data: bytes) -> bytes:
     arguments = image.tile[0].args  # a raw mode, or a raw mode and the maximum value
     if image.mode == "RGB" and isinstance(arguments, tuple) and arguments[1] > 255:
         raise ImageError("PPM with 16 bits per channel: some would be lost")
     return mirror_still(image)
 
 
-def mirror_frames(image: ImageFile.ImageFile, max_pixels: int, **options: Any) -> bytes:
+def mirror_frames(image: ImageFile.ImageFile, **options: Any) -> bytes:
     """Mirror every frame of a WebP or AVIF image."""
     frames, starts, pixels = [], [], 0
     for number in range(getattr(image, "n_frames", 1)):
-        pixels = check_size(image.size, max_pixels, pixels)
+        pixels = check_size(image.size, pixels)
         image.seek(number)
         image.load()
         frames.append(transpose(image, orientation_of(image)))
@@ -542,15 +521,15 @@ def mirror_frames(image: ImageFile.ImageFile, max_pixels: int, **options: Any) -
     )
 
 
-def mirror_avif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_avif(image: ImageFile.ImageFile, data: bytes) -> bytes:
     options = {} if image.mode == "L" else {"subsampling": "4:4:4"}
-    return mirror_frames(image, max_pixels, quality=LOSSY_QUALITY, **options)
+    return mirror_frames(image, quality=LOSSY_QUALITY, **options)
 
 
-def mirror_webp(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_webp(image: ImageFile.ImageFile, data: bytes) -> bytes:
     if is_lossless_webp(data):
-        return mirror_frames(image, max_pixels, lossless=True, exact=True)
-    return mirror_frames(image, max_pixels, quality=LOSSY_QUALITY)
+        return mirror_frames(image, lossless=True, exact=True)
+    return mirror_frames(image, quality=LOSSY_QUALITY)
 
 
 def is_lossless_webp(data: bytes) -> bool:
@@ -576,25 +555,24 @@ TIFF_TAGS = {
 }
 
 
-def mirror_tiff(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_tiff(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror every page of a TIFF (TIFF 6.0), each with its own tags."""
     pages: list[Image.Image] = []
     pixels = 0
-    with pillow_limit(max_pixels):
-        # Not n_frames, which reads all directories, however many, before the first page.
-        for number in itertools.count():
-            try:
-                image.seek(number)
-            except EOFError:
-                break
-            if number == MAX_PAGES:
-                raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
-            pixels = check_size(image.size, max_pixels, pixels)
-            if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
-                raise ImageError("TIFF with 16 bits per channel: some would be lost")
-            image.load()  # Pillow applies the orientation
-            pages.append(transpose(image, 1))
-            pages[-1].encoderinfo = tiff_options(image)
+    # Not n_frames, which reads all directories, however many, before the first page.
+    for number in itertools.count():
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        if number == MAX_PAGES:
+            raise ImageError(f"a TIFF with more than {MAX_PAGES} pages")
+        pixels = check_size(image.size, pixels)
+        if image.mode in ("RGB", "RGBA", "CMYK") and ";16" in str(image.tile):
+            raise ImageError("TIFF with 16 bits per channel: some would be lost")
+        image.load()  # Pillow applies the orientation
+        pages.append(transpose(image, 1))
+        pages[-1].encoderinfo = tiff_options(image)
     file = io.BytesIO()
     pages[0].save(file, "TIFF", save_all=True, append_images=pages[1:])
     return file.getvalue()
@@ -623,7 +601,7 @@ def tiff_options(image: ImageFile.ImageFile) -> dict[str, Any]:
     return options
 
 
-def mirror_gif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_gif(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a GIF frame by frame (GIF89a): only pixels and positions change.
 
     Pillow would draw every frame in full and choose a new palette, which loses colours.
@@ -634,11 +612,11 @@ def mirror_gif(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
     for start, end, block_type in gif_blocks(data):
         if block_type == GIF_FRAME:
             left, top, w, h, flags = struct.unpack_from("<HHHHB", data, start + 1)
-            check_size((max(width, left + w), top + h), max_pixels)
+            check_size((max(width, left + w), top + h))
             if not pixels:  # viewers enlarge the screen to fit the first frame
                 width = max(width, left + w)
                 struct.pack_into("<H", out, 6, width)
-            pixels = check_size((w, h), max_pixels, pixels)
+            pixels = check_size((w, h), pixels)
             visible = min(w, width - left)  # they crop later frames
             if visible > 0:
                 left = width - left - visible
@@ -723,7 +701,7 @@ PNG_KEPT = {
 }
 
 
-def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> bytes:
+def mirror_png(image: ImageFile.ImageFile, data: bytes) -> bytes:
     """Mirror a PNG frame by frame (PNG 3rd edition): only pixels and positions change.
 
     Pillow would reduce 16-bit colour to 8 bits and lose most chunks.
@@ -749,7 +727,7 @@ def mirror_png(image: ImageFile.ImageFile, data: bytes, max_pixels: int) -> byte
             number = struct.pack(">I", sequence) if chunk_type == b"fdAT" else b""
             sequence += len(number) // 4
             pixels = b"".join(body[len(number) :] for body in bodies)
-            count = check_size(size, max_pixels, count)
+            count = check_size(size, count)
             frame_header = struct.pack(">II", *size) + header[8:]
             bodies = [number + mirror_png_pixels(frame_header, pixels, orientation)]
         for body in bodies:
@@ -920,7 +898,7 @@ MIRROR_FUNCTIONS = {
 PATH = "/images/"
 MAX_UPLOAD_SIZE = 1 << 26  # bytes of a request body, which is held in memory: 64 MiB
 MAX_PARTS = 1000  # of a form
-MAX_PART_HEADERS = 1 << 13  # bytes of the headers of one part
+LENGTH = re.compile("[0-9]{1,18}")
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
@@ -935,11 +913,6 @@ class ImageServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), ImageHandler)
         self.folder = folder
-        # No other running server has this port, so a file with this prefix was left behind
-        # by one that was killed.
-        self.temporary_prefix = f".upload-{self.server_port}-"
-        for leftover in folder.glob(f"{self.temporary_prefix}*"):
-            leftover.unlink(missing_ok=True)
 
     @property
     def url(self) -> str:
@@ -961,7 +934,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
         return sorted(
             name
             for name in os.listdir(self.folder)
-            if is_image(name)
+            if media_type(name).startswith("image/")
             and is_safe_name(name)
             and not re.search("[\r\n\ud800-\udfff]", name)
             and (self.folder / name).is_file()
@@ -969,7 +942,8 @@ class ImageServer(http.server.ThreadingHTTPServer):
 
     def save(self, name: str, content: memoryview) -> None:
         """Save an image whole or not at all."""
-        temporary = self.folder / f"{self.temporary_prefix}{threading.get_ident()}"
+        thread = f"{os.getpid()}-{threading.get_ident()}"
+        temporary = self.folder / f".upload-{thread}"
         try:
             temporary.write_bytes(content)
             temporary.replace(self.folder / name)
@@ -1003,8 +977,6 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
     # Nagle's algorithm would hold the body back until the headers are acknowledged,
     # which takes 40 ms.
     disable_nagle_algorithm = True
-    error_content_type = "text/plain; charset=utf-8"
-    error_message_format = "%(explain)s\n"
 
     def parse_request(self) -> bool:
         """Parse a request; refuse it if another web site's page may have sent it.
@@ -1026,20 +998,17 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         """Send the list of images, or one of them."""
         path = self.path.partition("?")[0]
         if path in (PATH, PATH.rstrip("/")):
-            return self.send_text("".join(f"{name}\n" for name in self.server.names()))
+            names = self.server.names()
+            return self.respond(200, "".join(f"{name}\n" for name in names))
         name = urllib.parse.unquote(path.removeprefix(PATH))
-        image = self.server.folder / name
-        is_image_path = path.startswith(PATH) and is_safe_name(name) and image.is_file()
-        if not (is_image_path and os.access(image, os.R_OK)):
+        content = None
+        if path.startswith(PATH) and is_safe_name(name):
+            with contextlib.suppress(OSError):
+                content = (self.server.folder / name).read_bytes()
+        if content is None:
             message = f"not found, or not readable; {PATH} lists the images"
             return self.send_error(404, explain=message)
-        with image.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self.send_head(media_type(name), size)
-            if size and self.command != "HEAD":
-                sent = self.connection.sendfile(file, count=size)
-                self.close_connection |= sent < size  # the file was truncated
-        return None
+        return self.respond(200, content, media_type(name))
 
     do_HEAD = do_GET
 
@@ -1048,10 +1017,8 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             self.send_error(404, explain=f"POST images to {PATH}")
-        elif "Transfer-Encoding" in self.headers or not length:
+        elif "Transfer-Encoding" in self.headers or not LENGTH.fullmatch(length):
             self.send_error(411, explain="send a Content-Length, not a chunked body")
-        elif not re.fullmatch("[0-9]{1,18}", length):
-            self.send_error(400, explain="invalid Content-Length")
         elif int(length) > MAX_UPLOAD_SIZE:
             self.send_error(413, explain=f"the limit is {MAX_UPLOAD_SIZE >> 20} MiB")
         elif self.headers.get_content_type() != "multipart/form-data":
@@ -1069,32 +1036,37 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             self.send_error(507, explain=f"cannot be saved: {error.strerror}")
         else:
-            self.send_text(f"saved {', '.join(map(printable, files))}\n")
+            self.respond(200, f"saved {', '.join(files)}\n")
 
-    def send_text(self, text: str) -> None:
-        body = text.encode()
-        self.send_head("text/plain; charset=utf-8", len(body))
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def send_head(self, content_type: str, length: int) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(length))
+    def respond(
+        self, status: int, body: str | bytes, content_type: str | None = None
+    ) -> None:
+        if isinstance(body, str):
+            body = body.encode("utf-8", "surrogateescape")
+        self.send_response(status)
+        self.send_header("Content-Type", content_type or "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
+        if self.command != "HEAD":  # in pieces, as the time-out applies to each write
+            shutil.copyfileobj(io.BytesIO(body), self.wfile, 1 << 18)
+
+    def send_error(
+        self, code: int, message: str | None = None, explain: str | None = None
+    ) -> None:
+        """Send an error as plain text."""
+        self.close_connection = True  # the request's body may not have been read
+        text = explain or message or http.HTTPStatus(code).phrase
+        self.respond(code, f"{text}\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        logger.info("%s %s", self.client_address[0], printable(format % args))
+        logger.info("%s %s", self.client_address[0], format % args)
 
 
 def is_safe_name(name: str) -> bool:
     """Whether `name` stays in the folder, and is not that of a hidden file."""
-    return not is_long_name(name) and bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
-
-
-def is_long_name(name: str) -> bool:
-    """Whether `name` is too long for file systems."""
-    return len(name.encode("utf-8", "surrogateescape")) > 255
+    return bool(re.fullmatch(r"[^./\\\0][^/\\\0]*", name))
 
 
 def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
@@ -1103,23 +1075,21 @@ def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
     Raises ValueError if the form is malformed, has no file or has an unsafe name.
     """
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
-    if not boundary or not 0 < body.count(delimiter) <= MAX_PARTS:
-        raise ValueError("the form has no parts, or too many")
+    parts = body.split(delimiter, MAX_PARTS)
+    if not boundary or not parts.pop().startswith(b"--"):
+        raise ValueError("the form is incomplete, or has too many parts")
+    if parts and not parts[0].startswith(delimiter[2:]):
+        del parts[0]  # the preamble
     files = {}
-    position = body.find(delimiter[2:]) + len(delimiter) - 2
-    while not body.startswith(b"--", position):  # the end of the last delimiter
-        head_end = body.find(b"\r\n\r\n", position, position + MAX_PART_HEADERS)
-        end = body.find(delimiter, head_end + 4)
-        if min(head_end, end) < 0:
-            raise ValueError("a part is incomplete, or its headers are too long")
-        name = file_name(body[position:head_end])
+    for part in parts:
+        head_end = part.find(b"\r\n\r\n")
+        if head_end < 0:
+            raise ValueError("a part has no end of its headers")
+        name = file_name(part[:head_end])
         if name is not None:
-            if is_long_name(name):
-                raise ValueError("the file name is longer than 255 bytes")
             if not is_safe_name(name):
                 raise ValueError(f"not a valid image name: {name!r}")
-            files[name] = memoryview(body)[head_end + 4 : end]
-        position = end + len(delimiter)
+            files[name] = memoryview(part)[head_end + 4 :]
     if not files:
         raise ValueError("the form has no file")
     return files
@@ -1134,19 +1104,16 @@ def file_name(headers: bytes) -> str | None:
     disposition = re.search(rb"(?im)^content-disposition:(.*)", headers)
     if not disposition:
         return None
-    parameter = rb';\s*([\w*-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)(?:"|$)|([^;\s"]*))'
-    parameters = {
-        key.lower(): quoted or token
-        for key, quoted, token in re.findall(parameter, disposition[1])
-    }
-    extended = parameters.get(b"filename*", b"")
-    if extended.lower().startswith(b"utf-8''"):
-        return urllib.parse.unquote(extended[7:].decode(), errors="strict")
-    if b"filename" not in parameters:
+    message = email.message.Message()
+    message["Content-Disposition"] = disposition[1].decode("latin-1")
+    parameters: dict[str, Any] = dict(message.get_params([], "Content-Disposition"))
+    value = parameters.get("filename")
+    if value is None:
         return None
-    name = re.sub(rb'\\"|%22', b'"', parameters[b"filename"])
-    name = name.replace(b"%0D", b"\r").replace(b"%0A", b"\n")
-    return name.decode("utf-8", "surrogateescape")
+    if isinstance(value, tuple):  # extended
+        return str(email.utils.collapse_rfc2231_value(value))
+    name: str = value.encode("latin-1").decode("utf-8", "surrogateescape")
+    return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
 def serve(folder: Path, port: int) -> int:
@@ -1155,8 +1122,6 @@ def serve(folder: Path, port: int) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         server = ImageServer(folder, port)
-    except FileExistsError as error:
-        raise FatalError(f"cannot serve {folder}: not a folder") from error
     except OSError as error:
         message = f"cannot serve {folder} on port {port}: {error.strerror}"
         raise FatalError(message) from error
@@ -1167,9 +1132,7 @@ def serve(folder: Path, port: int) -> int:
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print_line(
-                "", sys.stdout
-            )  # so that the shell's prompt does not end up behind ^C
+            print_line("", sys.stdout)  # the shell's prompt goes below ^C
     return 0
 
 
@@ -1201,7 +1164,7 @@ def draw_samples(folder: Path) -> None:
 def draw_sample(
     size: tuple[int, int], background: str | None, moment: float = 0.3
 ) -> Image.Image:
-    """An arrow to the right, under a sun that moves from left to right."""
+    """An arrow to the right, under a sun that moves from left to right, on a slope."""
     scale = 4  # drawn larger, then reduced, for smooth edges
     width, height = size[0] * scale, size[1] * scale
     image = Image.new("RGBA", (width, height))
@@ -1211,16 +1174,8 @@ def draw_sample(
     draw = ImageDraw.Draw(image)
     x, y, r = width * (0.1 + 0.8 * moment), height * 0.25, height * 0.1
     draw.ellipse((x - r, y - r, x + r, y + r), "#ffd23f")
-    hills = [
-        (0, 0.55),
-        (0.25, 0.45),
-        (0.55, 0.75),
-        (0.8, 0.7),
-        (1, 0.8),
-        (1, 1),
-        (0, 1),
-    ]
-    draw.polygon([(a * width, b * height) for a, b in hills], "#2e6f40")
+    slope = [(0, 0.45 * height), (width, 0.85 * height), (width, height), (0, height)]
+    draw.polygon(slope, "#2e6f40")
     shaft = (0.15 * width, 0.83 * height, 0.7 * width, 0.9 * height)
     draw.rectangle(shaft, "#f4f1de")
     head = [(0.66, 0.76), (0.9, 0.865), (0.66, 0.97)]
@@ -1233,23 +1188,22 @@ def draw_sample(
 
 def side_by_side(pairs: Iterable[dict[str, bytes]]) -> Image.Image:
     """A picture of images next to their mirror images, as viewers show them."""
-    rows = [[(name, as_shown(data)) for name, data in pair.items()] for pair in pairs]
-    heights = [max(image.height for _, image in row) + 40 for row in rows]
-    sheet = Image.new("RGB", (520, sum(heights)), "#808080")
+    rows = list(pairs)
+    sheet = Image.new("RGB", (520, 200 * len(rows)), "#808080")
     draw = ImageDraw.Draw(sheet)
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for left, (name, image) in zip((10, 270), row, strict=True):
+    for row, pair in enumerate(rows):
+        for column, (name, data) in enumerate(pair.items()):
+            left, top = 10 + 260 * column, 200 * row
             draw.text((left, top + 8), name, "white")
+            image = as_shown(data)
             sheet.paste(image, (left, top + 25), image)
-        top += height
     return sheet
 
 
 def as_shown(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         shown = ImageOps.exif_transpose(image).convert("RGBA")
-    shown.thumbnail((240, 240))
+    shown.thumbnail((240, 160))
     return shown
 
 
@@ -1259,16 +1213,15 @@ def mirror_samples(arguments: argparse.Namespace) -> int:
     draw_samples(folder)
     samples = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with ImageServer(folder).running() as url:
-        print_line(
-            f"No URL given: an embedded server at {url} has {len(samples)} samples.",
-            sys.stdout,
-        )
-        status = run_images("mirrored", url, arguments, mirror_all)
+        arguments.url = url
+        what = f"an embedded server at {url} has {len(samples)} samples"
+        print_line(f"No URL given: {what}.", sys.stdout)
+        status = run_images("mirrored", arguments, mirror_all)
     results = {name: folder / (arguments.prefix + name) for name in samples}
     pairs = [
         {name: samples[name], f"mirrored: {path.name}": path.read_bytes()}
         for name, path in results.items()
-        if path.exists() and in_shard(name, arguments.shard)
+        if path.exists() and path.read_bytes() != samples[name]
     ]
     print_line(f"The originals and their mirror images are in {folder}", sys.stdout)
     if pairs and status == 0:
@@ -1332,26 +1285,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--serve", type=Path, metavar="FOLDER", help=text)
     text = "where --serve listens (default: 8000; 0: any free port)"
     add("--port", type=integer(0, 65535), metavar="N", help=text)
-    add_shared_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.serve and arguments.url:
-        parser.error("give a URL or --serve, not both")
-    if arguments.port is not None and not arguments.serve:
-        parser.error("--port needs --serve")
 
-    def script() -> int:
+    def script(arguments: argparse.Namespace) -> int:
+        if arguments.serve and arguments.url:
+            raise FatalError("give a URL or --serve, not both")
+        if arguments.port is not None and not arguments.serve:
+            raise FatalError("--port needs --serve")
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata
         Image.init()  # loads all plugins now: later, too many files may be open
         if arguments.serve:
-            return serve(
-                arguments.serve, 8000 if arguments.port is None else arguments.port
-            )
-        url = service_url(arguments.url)
-        if url is None:
-            return mirror_samples(arguments)
-        return run_images("mirrored", url, arguments, mirror_all)
+            port = 8000 if arguments.port is None else arguments.port
+            return serve(arguments.serve, port)
+        if arguments.url or os.environ.get("IMAGES_URL"):
+            return run_images("mirrored", arguments, mirror_all)
+        return mirror_samples(arguments)
 
-    return run_main(parser.prog, arguments.log_level, script)
+    return run_main(parser, argv, script)
 
 
 if __name__ == "__main__":

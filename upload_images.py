@@ -10,8 +10,8 @@ Each file whose name is that of an image is sent in its own POST request, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py also imports `Client`, which talks to the service and retries, and
-`Run`, which processes many images at once, counts and reports.
+mirror_images.py uses `Run`, too, which processes many images at once, counts and
+reports, and its `Client`, which talks to the service and retries.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ DEFAULT_URL = "http://127.0.0.1:8000/images/"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 # The retry policy. Any status that is in neither set would just recur.
-SUCCESS = {200, 201, 204}  # RFC 9110; 202 does not mean that the image is saved
+# 202 does not mean that an image is saved (RFC 9110), and 206 is only a part of one.
+SUCCESS = {"GET": {200}, "POST": {200, 201, 204}}
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
 MAX_RETRY_AFTER_SECONDS = 120.0
@@ -103,36 +104,33 @@ class RequestError(Exception):
 # ---- what the script does --------------------------------------------------
 
 
-async def upload_folder(
-    client: Client, run: Run, arguments: argparse.Namespace
-) -> None:
+async def upload_folder(run: Run, arguments: argparse.Namespace) -> None:
     """Upload the images in a folder."""
     folder: Path = arguments.folder
-    images, skipped, failed = find_files(folder, arguments.recursive)
+    images, others = find_files(folder, arguments.recursive)
     names = upload_names(images, arguments.join_path)
     if not images:
         hint = "" if arguments.recursive else "; --recursive includes subfolders"
         logger.warning("there are no images in %s%s", folder, hint)
+    existing: set[str] = set()
     if arguments.skip_existing:
-        existing = {form_escape(name) for name in await client.list()}
-        for path in images:
-            if form_escape(names[path]) in existing:
-                skipped[path] = "already on the server"
+        existing.update(form_escape(name) for name in await run.client.list())
+    remaining = []
+    for path in images:
+        if form_escape(names[path]) in existing:
+            others.append(Outcome(path, "skipped", error="already on the server"))
+        elif run.in_shard(path):
+            remaining.append(path)
 
     async def upload(outcome: Outcome) -> None:
         with open_regular_file(folder / outcome.name) as file:
             outcome.bytes_in = os.fstat(file.fileno()).st_size
-            await client.post(names[outcome.name], file, outcome)
+            await run.client.post(names[outcome.name], file, outcome)
 
-    def in_shard_of(paths: Iterable[str]) -> list[str]:
-        return [path for path in paths if in_shard(path, arguments.shard)]
-
-    remaining = in_shard_of(path for path in images if path not in skipped)
     await run.chains(remaining, upload, arguments.connections)
-    for path in in_shard_of(skipped):
-        run.record(Outcome(path, "skipped", error=skipped[path]))
-    for path in in_shard_of(failed):
-        run.record(Outcome(path, "failed", error=failed[path]))
+    for outcome in others:
+        if run.in_shard(outcome.name):
+            run.record(outcome)
 
 
 # ---- files -----------------------------------------------------------------
@@ -144,38 +142,32 @@ def media_type(name: str) -> str:
     return guess if guess and not encoding else "application/octet-stream"
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return media_type(name).startswith("image/")
-
-
-def find_files(
-    folder: Path, recursive: bool
-) -> tuple[list[str], dict[str, str], dict[str, str]]:
+def find_files(folder: Path, recursive: bool) -> tuple[list[str], list[Outcome]]:
     """The images in a folder, as paths below it.
 
-    Also returns the files that are not images and the subfolders that cannot be read,
-    each with the reason. Raises FatalError if `folder` itself cannot be read.
+    Also returns the outcomes of files that are not images and of subfolders that cannot
+    be read. Raises FatalError if `folder` itself cannot be read.
     """
     images: list[str] = []
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    others: list[Outcome] = []
 
     def on_error(error: OSError) -> None:
         if error.filename == str(folder):
             hint = "give the path of a folder with images"
             raise FatalError(f"{folder}: {error.strerror}; {hint}") from error
-        failed[os.path.relpath(error.filename, folder)] = str(error.strerror)
+        path = os.path.relpath(error.filename, folder)
+        others.append(Outcome(path, "failed", error=error.strerror))
 
     for parent, subfolders, names in os.walk(folder, onerror=on_error):
         subfolders[:] = sorted(subfolders) if recursive else []
         for name in sorted(names):
             path = os.path.relpath(os.path.join(parent, name), folder)
-            if is_image(name):
+            if media_type(name).startswith("image/"):
                 images.append(path)
             else:
-                skipped[path] = "not an image, judging by its name"
-    return images, skipped, failed
+                why = "not an image, judging by its name"
+                others.append(Outcome(path, "skipped", error=why))
+    return images, others
 
 
 def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
@@ -197,14 +189,6 @@ def upload_names(paths: Iterable[str], join_path: bool) -> dict[str, str]:
     return names
 
 
-def in_shard(name: str, shard: tuple[int, int]) -> bool:
-    """Whether `name` is in part K of N, which depends on the name alone."""
-    part, parts = shard
-    data = name.encode("utf-8", "surrogateescape")
-    digest = hashlib.blake2b(data, digest_size=8).digest()
-    return int.from_bytes(digest, "big") % parts == part - 1
-
-
 def open_regular_file(path: Path) -> BinaryIO:
     """Open a file for reading; ImageError if it is not regular, as a pipe would block."""
     if path.is_symlink() and not path.exists():
@@ -217,48 +201,51 @@ def open_regular_file(path: Path) -> BinaryIO:
 # ---- the request body ------------------------------------------------------
 
 
-def form_parts(field: str, name: str) -> tuple[str, bytes, bytes]:
-    """A form with one file: its Content-Type, and the bytes before and after the file.
-
-    multipart/form-data (RFC 7578).
-    """
-    boundary = secrets.token_hex(16)
-    head = (
-        f"--{boundary}\r\n"
-        f'Content-Disposition: form-data; name="{form_escape(field)}"; '
-        f'filename="{form_escape(name)}"\r\n'
-        f"Content-Type: {media_type(name)}\r\n\r\n"
-    )
-    return (
-        f"multipart/form-data; boundary={boundary}",
-        head.encode("utf-8", "surrogateescape"),
-        f"\r\n--{boundary}--\r\n".encode(),
-    )
-
-
 def form_escape(name: str) -> str:
     """A name the way browsers send it (WHATWG HTML, "multipart/form-data encoding")."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-async def form_pieces(
-    head: bytes, file: BinaryIO, size: int, tail: bytes
-) -> AsyncIterator[bytes]:
-    """Yield the body; ImageError before its end if `file` is not `size` bytes long.
+class Form:
+    """A form with one file, streamed from disk: multipart/form-data (RFC 7578).
 
-    The server then gets an incomplete request instead of an incomplete file.
+    Raises ImageError if the file is empty. Iteration raises it before the end of the
+    body if the file has changed size, so that the server gets an incomplete request
+    instead of an incomplete file.
     """
-    file.seek(0)
-    piece, sent = head, 0
-    while (chunk := file.read(CHUNK_SIZE)) and sent <= size:
-        sent += len(chunk)
-        if len(piece) >= CHUNK_SIZE:
-            yield piece
-            piece = b""
-        piece += chunk  # a small image is sent in one piece with head and tail
-    if sent != size:
-        raise ImageError("the file changed size while it was being sent")
-    yield piece + tail
+
+    def __init__(self, field: str, name: str, file: BinaryIO) -> None:
+        self.file = file
+        self.file_size = file.seek(0, os.SEEK_END)
+        if not self.file_size:
+            raise ImageError("the file is empty")
+        boundary = secrets.token_hex(16)
+        head = (
+            f"--{boundary}\r\n"
+            f'Content-Disposition: form-data; name="{form_escape(field)}"; '
+            f'filename="{form_escape(name)}"\r\n'
+            f"Content-Type: {media_type(name)}\r\n\r\n"
+        )
+        self.head = head.encode("utf-8", "surrogateescape")
+        self.tail = f"\r\n--{boundary}--\r\n".encode()
+        self.size = len(self.head) + self.file_size + len(self.tail)
+        self.headers = {
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
+            "Content-Length": str(self.size),
+        }
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        self.file.seek(0)
+        piece, sent = self.head, 0
+        while (chunk := self.file.read(CHUNK_SIZE)) and sent <= self.file_size:
+            sent += len(chunk)
+            if len(piece) >= CHUNK_SIZE:
+                yield piece
+                piece = b""
+            piece += chunk  # a small image is sent in one piece with head and tail
+        if sent != self.file_size:
+            raise ImageError("the file changed size while it was being sent")
+        yield piece + self.tail
 
 
 # ---- the image service -----------------------------------------------------
@@ -279,7 +266,8 @@ class Client:
     retries: int = 4  # attempts after the first
 
     def __post_init__(self) -> None:
-        self._url = url = httpx.URL(self.url)
+        url = httpx.URL(self.url)
+        self._url = url.copy_with(userinfo=b"")
         self._timeout = httpx.Timeout(self.timeout).as_dict()
         self._headers = httpx.Headers({"Accept": "*/*", "Accept-Encoding": "identity"})
         self._headers["User-Agent"] = f"python-httpx/{httpx.__version__}"
@@ -310,52 +298,37 @@ class Client:
         """
         outcome = Outcome("the list of images")
         try:
-            headers, content = await self._send(
-                outcome, "GET", self.url, success={200}, max_size=MAX_LIST_SIZE
-            )
+            response = await self._send(outcome, "GET", self._url, MAX_LIST_SIZE)
+            return parse_list(*response)
         except FatalError:
             raise
         except Exception as error:
-            message = f"{self.shown_url}: cannot get the list of images: "
-            raise FatalError(message + reason(error)) from error
-        try:
-            return parse_list(headers, content)
-        except ValueError as error:
-            wanted = "expected a list of images as plain text, one name per line"
-            message = f"{self.shown_url}: {wanted}, but the response is {error}"
+            what = "the list of images (plain text, one name per line)"
+            message = f"{self._url}: cannot get {what}: {reason(error)}"
             raise FatalError(message) from error
 
     async def get(self, name: str, max_size: int, outcome: Outcome) -> bytes:
         """GET the image `name`; ImageError if it is larger than `max_size` bytes."""
-        base, mark, query = self.url.partition("?")
+        base, mark, query = str(self._url).partition("?")
         quoted = urllib.parse.quote(name, safe="")
         url = f"{base.removesuffix('/')}/{quoted}{mark}{query}"
-        _, content = await self._send(
-            outcome, "GET", url, success={200}, max_size=max_size
-        )
+        _, content = await self._send(outcome, "GET", url, max_size)
         outcome.bytes_in = len(content)
         return content
 
     async def post(self, name: str, file: BinaryIO, outcome: Outcome) -> None:
         """POST an image, streamed from `file`; ImageError if it is empty or changes."""
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            raise ImageError("the file is empty")
-        content_type, head, tail = form_parts(self.field, name)
-        length = len(head) + size + len(tail)
-        await self._send(
-            outcome,
-            "POST",
-            self._url,
-            success=SUCCESS,
-            headers={"Content-Type": content_type, "Content-Length": str(length)},
-            body=lambda: form_pieces(head, file, size, tail),
-            body_size=length,
-        )
-        outcome.bytes_out = size
+        form = Form(self.field, name, file)
+        await self._send(outcome, "POST", self._url, form=form)
+        outcome.bytes_out = form.file_size
 
     async def _send(
-        self, outcome: Outcome, method: str, url: httpx.URL | str, **options: Any
+        self,
+        outcome: Outcome,
+        method: str,
+        url: httpx.URL | str,
+        max_size: int = 0,
+        form: Form | None = None,
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request, with retries where they can help."""
         attempt = 0
@@ -363,7 +336,7 @@ class Client:
             attempt += 1
             outcome.attempts += 1
             try:
-                return await self._attempt(method, url, **options)
+                return await self._attempt(method, url, max_size, form)
             except RequestError as error:
                 if error.retry_after is None:
                     raise
@@ -379,35 +352,29 @@ class Client:
                 await asyncio.sleep(wait)
 
     async def _attempt(
-        self,
-        method: str,
-        url: httpx.URL | str,
-        *,
-        success: set[int],
-        headers: dict[str, str] | None = None,
-        body: Callable[[], AsyncIterator[bytes]] | None = None,
-        body_size: int = 0,
-        max_size: int = 0,
+        self, method: str, url: httpx.URL | str, max_size: int, form: Form | None
     ) -> tuple[httpx.Headers, bytes]:
         """Send a request once; return the headers and the content of the response."""
         connection = self._idle.pop() if self._idle else self._connection()
         # `timeout` limits a single read or write; bytes could still trickle in forever.
-        seconds = 10 * self.timeout + body_size / MIN_BYTES_PER_SECOND
+        seconds = 10 * self.timeout
+        fields = self._headers.copy()
+        if form:
+            seconds += form.size / MIN_BYTES_PER_SECOND
+            fields.update(form.headers)
         try:
             async with asyncio.timeout(seconds) as deadline:
-                fields = self._headers.copy()
-                fields.update(headers)
                 request = httpx.Request(
                     method,
                     url,
                     headers=fields,
-                    content=body() if body else None,
+                    content=form,
                     extensions={"timeout": self._timeout},
                 )
                 response = await connection.handle_async_request(request)
                 self._responded = True
                 try:
-                    if response.status_code not in success:
+                    if response.status_code not in SUCCESS[method]:
                         raise await status_error(response)
                     content = b""
                     if method == "GET":
@@ -420,7 +387,7 @@ class Client:
             await connection.aclose()
             unreachable = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             if unreachable and not self._responded:
-                message = f"{self.shown_url}: {error_text(error, self.timeout)}"
+                message = f"{self._url}: {error_text(error, self.timeout)}"
                 if self._url.scheme == "http" and self._url.host in LOOPBACK:
                     hint = "python mirror_images.py --serve received/"
                     message += f"; to try it out, start {hint}"
@@ -448,26 +415,17 @@ class Client:
         limits = httpx.Limits(max_connections=1)
         return httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, proxy=proxy)
 
-    @property
-    def shown_url(self) -> str:
-        """The URL without user name and password."""
-        return str(self._url.copy_with(userinfo=b""))
-
 
 async def read_content(
     response: httpx.Response, max_size: int, deadline: asyncio.Timeout
 ) -> bytes:
     """Read a body, extending the deadline; ImageError if it exceeds `max_size` bytes."""
     encoding = response.headers.get("Content-Encoding", "identity").lower()
-    if encoding not in (
-        "identity",
-        "gzip",
-        "deflate",
-    ):  # others may expand without limit
+    if encoding != "identity":
         raise RequestError(f"the response is compressed ({encoding[:80]})")
     content = bytearray()
     if int(response.headers.get("Content-Length", 0)) <= max_size:
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.aiter_raw():
             content += chunk
             if len(content) > max_size:
                 break
@@ -550,22 +508,20 @@ def error_text(error: BaseException, timeout: float) -> str:
 
 
 def parse_list(headers: httpx.Headers, content: bytes) -> list[str]:
-    """The names in a list of images; ValueError if it is not one, saying what it is."""
+    """The names in a list of images; RequestError if it is not one."""
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "text/plain", "application/octet-stream"):
-        raise ValueError(content_type)
-    if headers.get("Content-Encoding", "identity") != "identity":
-        raise ValueError("compressed")
+        raise RequestError(f"the response is {content_type}")
     beginning = content[:200].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if beginning.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError("an HTML or XML page")
+        raise RequestError("the response is an HTML or XML page")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8") from error
+        raise RequestError("the response is not UTF-8") from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     if max(map(len, lines)) > MAX_NAME_LENGTH:
-        raise ValueError(f"text with a line of more than {MAX_NAME_LENGTH} characters")
+        raise RequestError(f"a line has more than {MAX_NAME_LENGTH} characters")
     return list(dict.fromkeys(line for line in lines if line.strip()))
 
 
@@ -590,9 +546,10 @@ class Run:
     """A run over many images: its chains, counts, progress, report and summary."""
 
     verb: str  # the status of an image that succeeded
-    report: TextIO | None = None  # for JSON lines, replacing its earlier content
-    give_up_after: int = 0  # failed requests in a row; 0: never
-    progress: bool = True
+    client: Client
+    report: TextIO | None  # for JSON lines, replacing its earlier content
+    shard: tuple[int, int]  # (K, N): the K-th of N parts
+    give_up_after: int  # failed requests in a row; 0: never
 
     def __post_init__(self) -> None:
         self.counts = {self.verb: 0, "failed": 0, "skipped": 0}
@@ -602,6 +559,13 @@ class Run:
         self.exit_status = 0
         self._failed_requests = 0  # in a row
         self._task: asyncio.Task[None] | None = None
+
+    def in_shard(self, name: str) -> bool:
+        """Whether `name` is in this run's shard, which depends on the name alone."""
+        part, parts = self.shard
+        data = name.encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(data, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % parts == part - 1
 
     async def chains(
         self,
@@ -672,8 +636,8 @@ class Run:
             self._close_report()
             self.exit_status = 1
 
-    def execute(self, work: Callable[[], Coroutine[Any, Any, None]]) -> int:
-        """Run `work()` on an event loop, print the summary, return the exit status.
+    def execute(self, work: Coroutine[Any, Any, None]) -> int:
+        """Await `work`, print the summary, return the exit status.
 
         Ctrl-C, SIGTERM and giving up cancel it.
         """
@@ -681,19 +645,18 @@ class Run:
         async def supervised() -> None:
             self._task = asyncio.current_task()
             loop = asyncio.get_running_loop()
-            for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup or &
-                    with contextlib.suppress(NotImplementedError):  # Windows
-                        loop.add_signal_handler(number, self._cancel, status)
-            if self.progress:
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(signal.SIGTERM, self._cancel, 143)
+            if logger.isEnabledFor(logging.WARNING):
                 self._show_progress()
-            await work()
+            async with self.client:
+                await work
             self._empty_report()
 
         stream = sys.stderr if self.report is sys.stdout else sys.stdout
         try:
             asyncio.run(supervised())
-        except KeyboardInterrupt:  # Windows
+        except KeyboardInterrupt:
             self.exit_status = 130
         except asyncio.CancelledError:
             pass  # by _cancel()
@@ -751,7 +714,7 @@ def open_files_limit() -> int:
     except ImportError:  # Windows
         return sys.maxsize
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = min(hard, 10_240)  # the most that macOS accepts
+    most = max(soft, min(hard, 10_240))  # macOS accepts no more
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         return most
@@ -789,20 +752,16 @@ def size_text(size: float) -> str:
 
 
 def print_line(line: str, stream: TextIO | None, end: str = "\n") -> None:
-    """Print a line, unless the stream is closed or cannot be written to."""
+    """Print a line, unless the stream is closed or cannot be written to.
+
+    Such a stream is redirected, with what it has buffered: Python flushes it again
+    before it forks and at exit, and would fail again.
+    """
     if stream is not None:
         try:
             print(line, file=stream, end=end, flush=True)
         except OSError:
-            silence(stream)
-
-
-def silence(stream: TextIO) -> None:
-    """Redirect a stream that cannot be written to, with what it has buffered.
-
-    Python flushes it again before it forks and at exit, and would fail again.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def erase_line() -> str:
@@ -820,22 +779,19 @@ class LogFormatter(logging.Formatter):
 # ---- the command line ------------------------------------------------------
 
 
-def service_url(argument: str | None) -> str | None:
-    """The URL from the command line or $IMAGES_URL; FatalError if it is unusable."""
-    text = argument or os.environ.get("IMAGES_URL")
-    if not text:
-        return None
-    source = "" if argument else "$IMAGES_URL: "
+def service_url(argument: str | None) -> str:
+    """`argument`, $IMAGES_URL or DEFAULT_URL; FatalError if it is unusable."""
+    text = argument or os.environ.get("IMAGES_URL") or DEFAULT_URL
     try:
         url = httpx.URL(text)
-        host = url.host  # decodes it, which may fail
-    except (httpx.InvalidURL, UnicodeError) as error:
-        raise FatalError(f"{source}{text!r} is not a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not host or url.fragment:
+        usable = url.scheme in ("http", "https") and url.host and not url.fragment
+        usable = usable and (url.port or 80) < 65536
+    except (httpx.InvalidURL, UnicodeError):
+        usable = False
+    if not usable:
+        source = "" if argument else "$IMAGES_URL: "
         message = f"{text!r} is not an http or https URL such as {DEFAULT_URL}"
-        raise FatalError(f"{source}{message}")
-    if url.port is not None and not 1 <= url.port <= 65535:
-        raise FatalError(f"{source}{text!r}: ports range from 1 to 65535")
+        raise FatalError(source + message)
     return text
 
 
@@ -922,49 +878,46 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 def run_images(
     verb: str,
-    url: str,
     arguments: argparse.Namespace,
-    work: Callable[[Client, Run, argparse.Namespace], Coroutine[Any, Any, None]],
+    work: Callable[[Run, argparse.Namespace], Coroutine[Any, Any, None]],
 ) -> int:
-    """Await `work(client, run, arguments)`; return the exit status of the run."""
+    """Await `work(run, arguments)`; return the exit status of the run."""
     a = arguments
-    report = open_report(a.report)
-    run = Run(verb, report, a.give_up_after, progress=a.log_level != "ERROR")
-
-    async def with_client() -> None:
-        async with Client(url, a.field, a.header, a.timeout, a.retries) as client:
-            await work(client, run, arguments)
-
-    return run.execute(with_client)
+    client = Client(service_url(a.url), a.field, a.header, a.timeout, a.retries)
+    run = Run(verb, client, open_report(a.report), a.shard, a.give_up_after)
+    return run.execute(work(run, arguments))
 
 
-def run_main(prog: str, log_level: str, script: Callable[[], int]) -> int:
-    """Run a script with its log on standard error; return the exit status.
+def run_main(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    script: Callable[[argparse.Namespace], int],
+) -> int:
+    """Parse `argv` with the shared options, run the script, return the exit status.
 
-    FatalError becomes one line and the exit status 2.
+    The log goes to standard error. FatalError becomes one line and the exit status 2.
     """
+    add_shared_options(parser)
+    arguments = parser.parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))
     root = logging.getLogger()
     old_level = root.level
     root.addHandler(handler)
-    root.setLevel(log_level)
+    root.setLevel(arguments.log_level)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        return script()
+        return script(arguments)
     except FatalError as error:
-        print_line(f"{prog}: error: {printable(str(error))}", sys.stderr)
+        print_line(f"{parser.prog}: error: {printable(str(error))}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     finally:
         root.removeHandler(handler)
         root.setLevel(old_level)
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except OSError:
-                silence(stream)
+        for stream in (sys.stdout, sys.stderr):
+            print_line("", stream, end="")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -984,14 +937,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--skip-existing", action="store_true", help=text)
     text = "images to upload at the same time (default: 8)"
     add("--connections", type=integer(1), default=8, metavar="N", help=text)
-    add_shared_options(parser)
-    arguments = parser.parse_args(argv)
-
-    def script() -> int:
-        url = service_url(arguments.url) or DEFAULT_URL
-        return run_images("uploaded", url, arguments, upload_folder)
-
-    return run_main(parser.prog, arguments.log_level, script)
+    return run_main(parser, argv, lambda a: run_images("uploaded", a, upload_folder))
 
 
 if __name__ == "__main__":

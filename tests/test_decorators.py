@@ -1252,6 +1252,34 @@ def test_a_report_has_300_stacks_and_counts_the_rest(tmp_path: Path) -> None:
     assert costs["rest"] >= 10
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the defect is mended in 3.12")
+@pytest.mark.parametrize("collecting", [True, False])
+def test_no_garbage_is_collected_while_a_sample_is_taken(
+    collecting: bool, tmp_path: Path
+) -> None:
+    # It could hang or crash the program (python/cpython#106883).
+    program = f"""
+        import gc
+
+        def current_frames():
+            seen.append(gc.isenabled())
+            return original()
+
+        seen, original = [], sys._current_frames
+        sys._current_frames = current_frames
+        if not {collecting}:
+            gc.disable()
+        start_sampling(interval=0.001)
+        between = set()
+        while len(seen) < 20:
+            time.sleep(0.001)
+            between.add(gc.isenabled())
+        assert not any(seen)
+        assert any(between) == {collecting}
+    """
+    run_program(program, tmp_path)
+
+
 def test_a_program_does_not_end_amid_the_lines_of_samples(tmp_path: Path) -> None:
     program = """
         class SlowHandler(logging.FileHandler):

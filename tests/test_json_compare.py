@@ -1,25 +1,24 @@
 import copy
-import inspect
-import itertools
 import json
 import math
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tracemalloc
 import unittest
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from enum import IntEnum
-from fractions import Fraction
+from itertools import islice, takewhile, zip_longest
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import pytest
+from helpers import running_script
 
 import json_compare
 from json_compare import Difference, assert_equal, compare, differences, load, main
@@ -154,6 +153,7 @@ def test_these_differ_anywhere_in_a_document(left: Any, right: Any) -> None:
         (0.1 + 0.2, 0.3, 15, True), (0.1 + 0.2, 0.3, 17, False), (0.1 + 0.2, 0.3, 10**30, False),
         (0.5, Decimal("0.5"), 10**30, True), (0.1, Decimal("0.1"), 16, True),
         (0.1, Decimal("0.1"), 17, False), (0.1, Decimal("0.1"), 10**30, False),
+        (0, math.nextafter(5e-6, 0), 5, True), (0, 5e-6, 5, False),  # 5e-6 is just above the half
     ],
 )  # fmt: skip
 def test_places_sets_how_many_decimal_places_count(
@@ -161,14 +161,6 @@ def test_places_sets_how_many_decimal_places_count(
 ) -> None:
     assert compare(left, right, places=places) is equal
     assert compare(right, left, places=places) is equal
-
-
-def almost_equal(left: Any, right: Any, places: int) -> bool:
-    try:
-        unittest.TestCase().assertAlmostEqual(left, right, places)
-    except (AssertionError, OverflowError):
-        return False
-    return True
 
 
 def test_floats_are_equal_exactly_when_unittest_finds_them_almost_equal() -> None:
@@ -179,33 +171,17 @@ def test_floats_are_equal_exactly_when_unittest_finds_them_almost_equal() -> Non
         left = chance.choice([0, 1, 7, 0.5, 1e9, 2**60, chance.uniform(-100, 100)])
         steps = [0, 0.4, 0.5, 0.6, chance.uniform(0, 1), chance.uniform(0, 3)]
         right = left + chance.choice(steps) * 10**-places
-        verdict = almost_equal(left, right, places)
+        try:
+            unittest.TestCase().assertAlmostEqual(left, right, places)
+            verdict = True
+        except AssertionError:
+            verdict = False
         # in a document without other differences, and in one with
         for b in (0, 1):
             found = list(differences([left, 0], [right, b], places=places))
             assert len(found) == b + (not verdict), (left, right, places)
         verdicts.append(verdict)
     assert 1000 < sum(verdicts) < 4000
-
-
-def test_the_last_float_within_the_tolerance_is_found_to_the_bit() -> None:
-    half = 0.000005
-    for right in (math.nextafter(half, 0), half, math.nextafter(half, 1)):
-        assert compare(0.0, right) == almost_equal(0.0, right, 5)
-    assert {compare(0.0, math.nextafter(half, to)) for to in (0, 1)} == {True, False}
-
-
-def test_decimals_are_compared_exactly() -> None:
-    chance = random.Random(2)
-    for _ in range(2000):
-        places = chance.randrange(8)
-        left = Decimal(chance.randrange(10**40)).scaleb(-chance.randrange(45))
-        half = Fraction(1, 2 * 10**places)
-        tiny = Fraction(chance.choice([-1, 0, 1]), 10 ** chance.randrange(9, 60))
-        exact = Fraction(left) + half + tiny
-        right = Decimal(exact.numerator * 10**90 // exact.denominator).scaleb(-90)
-        within = abs(Fraction(left) - Fraction(right)) <= half
-        assert compare(left, right, places=places) == within, (left, right, places)
 
 
 # Where documents differ
@@ -236,6 +212,8 @@ FOUND: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
     "strings that differ just within sight": (
         X + X[2:] + "a" + X, X + X[2:] + "b", {}, [f'"{X}{X[2:]}a… != "{X}{X[2:]}b…'],
     ),
+    "strings that differ just out of sight": (X + X[1:] + "a", X + X[1:] + "b", {}, [f'…{X}a" != …{X}b"']),
+    "a deep array": (json.loads("[" * 61 + "]" * 61), 1, {}, ["[" * 60 + "… != 1"]),
     "strings one of which goes on": (X * 9 + "a", X * 9, {}, [f'…{X}a" != …{X}"']),
     "long integers": (10**99, 10**99 + 1, {}, ["…" + "0" * 31 + " != …" + "0" * 30 + "1"]),
     "integers too long for str()": (10**5000, 10**5000 + 1, {}, ["… != …"]),
@@ -337,57 +315,37 @@ def test_elements_that_cannot_be_matched_are_an_error(element: Any) -> None:
     assert compare(bad, copy.deepcopy(bad), match={"/a": "id"})
 
 
-def test_matched_records_differ_where_objects_of_those_records_do() -> None:
-    chance = random.Random(8)
-
-    def shuffled(document: dict[str, Any]) -> list[Any]:
-        records = [{"id": key, "value": document[key]} for key in document]
-        return chance.sample(records, len(records))
-
-    for _ in range(500):
-        left = {key: chance.randrange(3) for key in chance.sample(KEYS, 5)}
-        right = {key: chance.randrange(3) for key in chance.sample(KEYS, 5)}
-        expected = [each[1:] for each in differences(left, right)]
-        found = differences(shuffled(left), shuffled(right), match={"": "id"})
-        values = [
-            (kind, *(each["value"] if type(each) is dict else each for each in both))
-            for _, kind, *both in found
-        ]
-        assert sorted(map(repr, values)) == sorted(map(repr, expected))
+DIFFERING = ["/id", "/items/0/at", "/items/1/at", "/items/1/n", "/a~1b", "/new"]
 
 
 @pytest.mark.parametrize(
-    "ignore, left_over",
+    "ignore, ignored",
     [
-        ([], ["/id", "/items/0/at", "/items/1/at", "/items/1/n", "/a~1b", "/new"]),
-        (["/id"], ["/items/0/at", "/items/1/at", "/items/1/n", "/a~1b", "/new"]),
-        (["/items/*/at"], ["/id", "/items/1/n", "/a~1b", "/new"]),
-        (["/*/*/at", "/id"], ["/items/1/n", "/a~1b", "/new"]),
-        (["/items/1"], ["/id", "/items/0/at", "/a~1b", "/new"]),
-        (["/items", "/a~1b"], ["/id", "/new"]),
-        (["/new"], ["/id", "/items/0/at", "/items/1/at", "/items/1/n", "/a~1b"]),
-        (["/*"], []),
-        ([""], []),
-        (["/**"], []),
-        (["/**/at"], ["/id", "/items/1/n", "/a~1b", "/new"]),
-        (["/**/items/**/n"], ["/id", "/items/0/at", "/items/1/at", "/a~1b", "/new"]),
-        (["/**/1"], ["/id", "/items/0/at", "/a~1b", "/new"]),
-        (["/items/**"], ["/id", "/a~1b", "/new"]),
-        (["/**/**/*/at"], ["/id", "/items/1/n", "/a~1b", "/new"]),
-        (
-            ["/**/x", "/", "/items/01", "/items/-", "/*/*", "/id/x", "/Items", "/a/b"],
-            ["/id", "/a~1b", "/new"],
-        ),
+        ([], []),
+        (["/id"], ["/id"]),
+        (["/new"], ["/new"]),
+        (["/items", "/a~1b"], ["/items/0/at", "/items/1/at", "/items/1/n", "/a~1b"]),
+        (["/items/1"], ["/items/1/at", "/items/1/n"]),
+        (["/items/*/at"], ["/items/0/at", "/items/1/at"]),
+        (["/*/*/at", "/id"], ["/id", "/items/0/at", "/items/1/at"]),
+        (["/*/*"], ["/items/0/at", "/items/1/at", "/items/1/n"]),
+        (["/*"], DIFFERING),
+        ([""], DIFFERING),
+        (["/**"], DIFFERING),
+        (["/**/at"], ["/items/0/at", "/items/1/at"]),
+        (["/**/items/**/n"], ["/items/1/n"]),
+        (["/**/1"], ["/items/1/at", "/items/1/n"]),
+        (["/items/**"], ["/items/0/at", "/items/1/at", "/items/1/n"]),
+        (["/**/**/*/at"], ["/items/0/at", "/items/1/at"]),
+        (["/**/x", "/", "/items/01", "/items/-", "/id/x", "/Items", "/a/b"], []),
     ],
 )
-def test_ignored_values_are_not_compared(
-    ignore: list[str], left_over: list[str]
-) -> None:
+def test_ignored_values_are_not_compared(ignore: list[str], ignored: list[str]) -> None:
     left = {"id": 1, "items": [{"at": 1, "n": 1}, {"at": 1, "n": 1}], "a/b": 1}
     right = {"id": 2, "items": [{"at": 2, "n": 1}, {"n": 2}], "a/b": 2, "new": 0}
-    found = differences(left, right, ignore=ignore)
-    assert [difference.pointer for difference in found] == left_over
-    assert compare(left, right, ignore=iter(ignore)) is (not left_over)
+    found = [each.pointer for each in differences(left, right, ignore=ignore)]
+    assert found == [each for each in DIFFERING if each not in ignored]
+    assert compare(left, right, ignore=iter(ignore)) is (not found)
 
 
 def test_ignored_values_need_not_be_json() -> None:
@@ -417,65 +375,39 @@ ABSENT: Any = object()
 Found = tuple[str, str, Any, Any]
 
 
-def reference(
-    left: Any, right: Any, ignored: re.Pattern[str], pointer: str = ""
-) -> list[Found]:
-    """Find the differences; `ignored` is to fit the pointers to what does not count."""
+def reference(left: Any, right: Any, pointer: str = "") -> list[Found]:
+    """Find the differences; the tables above test which scalars compare() finds equal."""
 
     def inside(key: str | int, a: Any, b: Any) -> list[Found]:
         segment = str(key).replace("~", "~0").replace("/", "~1")
-        return reference(a, b, ignored, f"{pointer}/{segment}")
+        return reference(a, b, f"{pointer}/{segment}")
 
-    if ignored.fullmatch(pointer):
-        return []
+    def count_equal(members: Iterable[tuple[int, Any, Any]]) -> int:
+        return len(list(takewhile(lambda member: not inside(*member), members)))
+
     if right is ABSENT:
         return [(pointer, "only_left", left, None)]
     if left is ABSENT:
         return [(pointer, "only_right", None, right)]
-    kind, other = json_kind(left), json_kind(right)
     members: list[tuple[str | int, Any, Any]]
-    if kind == other == "object":
+    if isinstance(left, dict) and isinstance(right, dict):
         keys = [*left, *(key for key in right if key not in left)]
         members = [(key, left.get(key, ABSENT), right.get(key, ABSENT)) for key in keys]
-    elif kind == other == "array":
-        start, end, other_end = 0, len(left), len(right)
-        if end != other_end:
-            while start < min(end, other_end) and not inside(
-                start, left[start], right[start]
-            ):
-                start += 1
-            while start < min(end, other_end) and not inside(
-                end - 1, left[end - 1], right[other_end - 1]
-            ):
-                end, other_end = end - 1, other_end - 1
-        lefts, rights = left[start:end], right[start:other_end]
-        pairs = itertools.zip_longest(lefts, rights, fillvalue=ABSENT)
-        members = [(index, a, b) for index, (a, b) in enumerate(pairs, start)]
-    elif kind == other and (
-        same_number(left, right) if kind == "number" else left == right
-    ):
+    elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
+        head = tail = 0
+        if len(left) != len(right):
+            indexes = range(len(left))
+            head = count_equal(zip(indexes, left, right))
+            backwards = zip(reversed(indexes), reversed(left), reversed(right))
+            tail = count_equal(islice(backwards, min(len(left), len(right)) - head))
+        lefts, rights = left[head : len(left) - tail], right[head : len(right) - tail]
+        pairs = zip_longest(lefts, rights, fillvalue=ABSENT)
+        members = [(index, a, b) for index, (a, b) in enumerate(pairs, head)]
+    elif compare(left, right):
         return []
     else:
         return [(pointer, "changed", left, right)]
     return [found for member in members for found in inside(*member)]
-
-
-def json_kind(value: Any) -> str:
-    kinds: dict[str, Any] = {"null": type(None), "boolean": bool, "string": str}
-    kinds |= {"object": dict, "array": (list, tuple), "number": object}
-    return next(kind for kind, types in kinds.items() if isinstance(value, types))
-
-
-def same_number(left: Any, right: Any) -> bool:
-    if isinstance(left, int) and isinstance(right, int):
-        return left == right
-    if "nan" in (str(left).lower(), str(right).lower()):
-        return str(left).lower() == str(right).lower()
-    if math.inf in (abs(left), abs(right)):
-        return bool(left == right)
-    if isinstance(left, Decimal) or isinstance(right, Decimal):
-        return abs(Fraction(left) - Fraction(right)) <= Fraction(5, 10**6)
-    return almost_equal(left, right, 5)
 
 
 SCALARS: list[Any] = [None, True, False, 0, 1, -1, 2**53, 2**53 + 1, 10**400]
@@ -488,54 +420,29 @@ KEYS = ["a", "b", "", "~", "/", "~1", "*", "0", "é", "\ud800"]
 def random_document(chance: random.Random, depth: int = 4) -> Any:
     if not depth or chance.random() < 0.3:
         return chance.choice(SCALARS)
-    count = chance.randrange(5)
+    keys = chance.sample(KEYS, chance.randrange(5))
+    members = [(key, random_document(chance, depth - 1)) for key in keys]
     if chance.random() < 0.5:
-        cls: Any = chance.choice([dict, OrderedDict])
-        keys = chance.sample(KEYS, count)
-        return cls((key, random_document(chance, depth - 1)) for key in keys)
-    cls = chance.choice([list, tuple])
-    return cls(random_document(chance, depth - 1) for _ in range(count))
+        return chance.choice([dict, OrderedDict])(members)
+    return chance.choice([list, tuple])(value for _, value in members)
 
 
 def random_change(chance: random.Random, document: Any) -> Any:
     """Return a copy with a few changes, most of them small."""
     if chance.random() < 0.05:
         return random_document(chance, 2)
+    if not isinstance(document, (dict, list, tuple)):
+        return document
+    items: Any = document.items() if isinstance(document, dict) else enumerate(document)
+    members = [(key, random_change(chance, value)) for key, value in items]
+    if members and chance.random() < 0.1:
+        members.pop(chance.randrange(len(members)))
+    if chance.random() < 0.1:
+        new = chance.choice(KEYS), random_document(chance, 1)
+        members.insert(chance.randrange(len(members) + 1), new)
     if isinstance(document, dict):
-        members = [(key, random_change(chance, document[key])) for key in document]
-        if chance.random() < 0.2:
-            chance.shuffle(members)
-        if members and chance.random() < 0.1:
-            members.pop()
-        if chance.random() < 0.1:
-            members.append((chance.choice(KEYS), random_document(chance, 1)))
         return type(document)(members)
-    if isinstance(document, (list, tuple)):
-        elements = [random_change(chance, element) for element in document]
-        if elements and chance.random() < 0.1:
-            elements.pop(chance.randrange(len(elements)))
-        if chance.random() < 0.1:
-            elements.append(random_document(chance, 1))
-        return type(document)(elements)
-    return document
-
-
-def random_pattern(chance: random.Random, pointer: str) -> str:
-    segments = pointer.split("/")[: chance.randrange(1, 6)]
-    for index in range(1, len(segments)):
-        if chance.random() < 0.3:
-            segments[index] = chance.choice(["*", "**"])
-    if len(segments) > 1 and chance.random() < 0.2:
-        segments.insert(chance.randrange(1, len(segments)), "**")
-    return "/".join(segments)
-
-
-def expression(pattern: str) -> str:
-    parts = {"*": "/[^/]*", "**": "(?:/[^/]*)*"}
-    return "".join(
-        parts.get(segment, "/" + re.escape(segment))
-        for segment in pattern.split("/")[1:]
-    )
+    return type(document)(value for _, value in members)
 
 
 def test_random_documents_differ_where_the_reference_says_they_do() -> None:
@@ -544,22 +451,11 @@ def test_random_documents_differ_where_the_reference_says_they_do() -> None:
     for number in range(4000):
         left = random_document(chance)
         right = random_change(chance, left) if number % 5 else random_document(chance)
-        everything = list(differences(left, right))
-        ignore = [
-            random_pattern(chance, found.pointer)
-            for found in chance.sample(everything, min(2, len(everything)))
-        ]
-        for patterns, found in (
-            ([], everything),
-            (ignore, list(differences(left, right, ignore=ignore))),
-        ):
-            ignored = "|".join(map(expression, patterns)) if patterns else "(?!)"
-            expected = reference(left, right, re.compile(ignored, re.DOTALL))
-            assert [tuple(each) for each in found] == expected
-            assert compare(left, right, ignore=patterns) is (not expected)
-            verdicts.append(not expected)
-        assert compare(right, left) is (not everything)
-    assert 2000 < sum(verdicts) < 6000
+        expected = reference(left, right)
+        assert [tuple(found) for found in differences(left, right)] == expected
+        assert compare(left, right) is compare(right, left) is (not expected)
+        verdicts.append(not expected)
+    assert 1000 < sum(verdicts) < 3000
 
 
 # Depth and size
@@ -583,15 +479,6 @@ def test_a_hundred_thousand_levels_are_not_too_deep() -> None:
     assert found.pointer == "/0/a" * (levels // 2) + "/1"
     line = str(Difference("", "changed", left, None))
     assert re.fullmatch(r'(\[{"a": )+.{0,6}… != null', line)
-
-
-def test_documents_can_be_compared_from_deep_within_a_recursion() -> None:
-    left, right = nested(900, 1), nested(900, 1)
-
-    def call(levels: int) -> bool:
-        return call(levels - 1) if levels else compare(left, right)
-
-    assert call(sys.getrecursionlimit() - len(inspect.stack()) - 100)
 
 
 def test_aligning_nested_arrays_does_not_take_exponential_time() -> None:
@@ -672,28 +559,25 @@ ENCODINGS += ["utf-32", "utf-32-le", "utf-32-be"]
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
-    "text", ['{"é": ["\\ud800", "😀"]}', "1", "[]", '"ĀĀ"', " 12", "[\n1]"]
-)
+    "text",
+    ['{"é": ["\\ud800", "😀"]}', "1", '"ĀĀ"', " 12", "[\n1]", "[NaN, Infinity, -Infinity]"],
+)  # fmt: skip
 def test_every_encoding_of_rfc_4627_is_read(
     encoding: str, text: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text.encode(encoding))
-    assert load(text.encode(encoding)) == json.loads(text)
-    assert load(bytearray(text.encode(encoding))) == json.loads(text)
-    assert load(path) == json.loads(text)
+    for source in (path, path.read_bytes(), bytearray(path.read_bytes())):
+        assert compare(load(source), json.loads(text))
 
 
-@pytest.mark.parametrize(
-    "text, value",
-    [
-        ('\ufeff{"a": "é"}', {"a": "é"}),
-        ("[NaN, Infinity, -Infinity]", [NAN, INFINITY, -INFINITY]),
-        ('[{"a": {"a": 1}}, {"a": 2}]', [{"a": {"a": 1}}, {"a": 2}]),
-    ],
-)
-def test_text_is_read(text: str, value: Any) -> None:
-    assert compare(load(text), value)
+def test_text_may_start_with_a_byte_order_mark() -> None:
+    assert load("\ufeff[1]") == [1]
+
+
+def test_a_key_may_occur_in_several_objects() -> None:
+    text = '[{"a": {"a": 1}}, {"a": 2}]'
+    assert load(text) == json.loads(text)
 
 
 def test_the_error_for_a_file_name_passed_as_str_suggests_path() -> None:
@@ -831,12 +715,10 @@ def test_bad_input_gives_status_2_and_one_line(
     assert shell(content, "{}") == (2, [], [line.replace("right", "left", 1)])
 
 
-def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
-    shell: Shell,
-) -> None:
+def test_an_impossible_match_gives_status_2_and_one_line(shell: Shell) -> None:
     message = "/0 in the right document has no string or integer 'id' to match"
-    status, out, err = shell('[{"id": 1}]', "[1]", "--match", "=id")
-    assert (status, out, err) == (2, [], [f"json_compare.py: {message}"])
+    result = shell('[{"id": 1}]', "[1]", "--match", "=id")
+    assert result == (2, [], [f"json_compare.py: {message}"])
 
 
 @pytest.mark.parametrize(
@@ -848,10 +730,11 @@ def test_elements_that_cannot_be_matched_give_status_2_and_one_line(
         ("left right --ignore a", "not a JSON Pointer (must start with /): 'a'"),
         ("left right --ignore /~", "not a JSON Pointer (write ~ as ~0): '/~'"),
         ("left right --match /a", "argument --match: not POINTER=KEY: '/a'"),
+        ("left right --match /a=id --match /a=n", "argument --match: a pointer can have only one key"),
         ("left right --match a=id", "not a JSON Pointer (must start with /): 'a'"),
         ("- -", "only one of LEFT and RIGHT can be standard input"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_command_line_gives_status_2(
     arguments: str, message: str, shell: Shell
 ) -> None:
@@ -912,101 +795,65 @@ def test_json_lines_are_read_one_record_at_a_time(shell: Shell) -> None:
     assert peak(1000) < peak(100) + 50_000
 
 
-def command(*arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-    script = json_compare.__file__
-    pipe = subprocess.PIPE
-    streams: dict[str, Any] = {"stdout": pipe, "stderr": pipe}
-    return subprocess.Popen([sys.executable, script, *arguments], **streams | options)
-
-
-def test_a_closed_pipe_ends_the_output_silently_with_status_1(
-    shell: Shell,
-) -> None:
+def test_a_closed_pipe_ends_the_output_silently_with_status_1(shell: Shell) -> None:
     left = shell.file("left", json.dumps([0] * 100_000))
     right = shell.file("right", json.dumps([1] * 100_000))
-    with command(left, right) as process:
+    with running_script("json_compare.py", left, right) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert process.stdout.readline() == b"/0: 0 != 1\n"
+        assert process.stdout.readline() == "/0: 0 != 1\n"
         process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 1
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+@pytest.mark.parametrize(
+    "encoding, shown", [("utf-8", "日"), ("ascii", "\\u65e5"), ("cp1252", "\\u65e5")]
+)
 def test_characters_that_the_terminal_cannot_show_are_escaped(
-    encoding: str, shell: Shell
+    encoding: str, shown: str, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    left = shell.file("left", '"\\ud800 日"')
-    right = shell.file("right", "1")
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    with command(left, right, env=environment) as process:
-        out, err = process.communicate()
-    shown = "日" if encoding == "utf-8" else "\\u65e5"
-    expected = f'"\\ud800 {shown}" != 1\n'
-    assert (process.returncode, out, err) == (1, expected.encode(), b"")
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    left, right = shell.file("left", '"\\ud800 日"'), shell.file("right", "1")
+    with running_script("json_compare.py", left, right) as process:
+        assert process.communicate() == (f'"\\ud800 {shown}" != 1\n', "")
+    assert process.returncode == 1
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
 def test_a_full_disk_gives_status_2_and_one_line(size: int, shell: Shell) -> None:
     left = shell.file("left", json.dumps([1] * size))
     right = shell.file("right", json.dumps([2] * size))
-    with open("/dev/full", "wb") as full, command(left, right, stdout=full) as process:
+    with (
+        open("/dev/full", "w") as full,
+        running_script("json_compare.py", left, right, stdout=full) as process,
+    ):
         _, err = process.communicate()
-    message = b"json_compare.py: standard output: No space left on device\n"
-    assert (process.returncode, err) == (2, message)
+    assert err == "json_compare.py: standard output: No space left on device\n"
+    assert process.returncode == 2
 
 
-@pytest.mark.parametrize("content, status", [(b"1", 0), (b"2", 1), (b"[1 2]", 2)])
-def test_a_dash_is_standard_input(content: bytes, status: int, shell: Shell) -> None:
-    for arguments in (["-", "1.json"], ["1.json", "-"]):
-        shell.file("1.json", "1")
-        pipe = subprocess.PIPE
-        with command(*arguments, stdin=pipe, cwd=shell.folder) as process:
+@pytest.mark.parametrize(
+    "content, status, problem",
+    [("1", 0, ""), ("2", 1, ""), ("[1 2]", 2, "-: Expecting ',' delimiter: line 1 column 4")],
+)  # fmt: skip
+def test_a_dash_is_standard_input(
+    content: str, status: int, problem: str, shell: Shell
+) -> None:
+    file = shell.file("1.json", "1")
+    for arguments in (["-", file], [file, "-"]):
+        with running_script("json_compare.py", *arguments, stdin=PIPE) as process:
             _, err = process.communicate(content)
-        message = b"json_compare.py: -: Expecting ',' delimiter: line 1 column 4\n"
-        assert (process.returncode, err) == (status, message if status == 2 else b"")
+        assert err == (f"json_compare.py: {problem}\n" if problem else "")
+        assert process.returncode == status
 
 
 def test_ctrl_c_gives_status_130_and_ends_the_line(shell: Shell) -> None:
     pipe = shell.folder / "pipe"
     os.mkfifo(pipe)
     with (
-        command(str(pipe), shell.file("right", "1")) as process,
+        running_script("json_compare.py", pipe, shell.file("right", "1")) as process,
         open(pipe, "wb"),  # waits until the other end is open
     ):
         process.send_signal(signal.SIGINT)
-        assert process.communicate() == (b"", b"\n")
+        assert process.communicate() == ("", "\n")
     assert process.returncode == 130
-
-
-def random_bytes(chance: random.Random) -> bytes:
-    """Return a document after an accident, or nothing like a document."""
-    if chance.random() < 0.1:
-        return chance.randbytes(chance.randrange(20))
-    text = json.dumps(random_document(chance), default=str)
-    text = text.replace(", ", ",\n") if chance.random() < 0.3 else text
-    data = bytearray(text.encode(chance.choice(["utf-8"] * 8 + ENCODINGS)))
-    for _ in range(chance.randrange(4)):
-        start = chance.randrange(len(data) + 1)
-        end = start + chance.randrange(3)
-        tokens = [b"", b"\0", b"\xff", b'"', b"\\", b"{", b"]", b",", b"\n", b"1e999"]
-        data[start:end] = chance.choice(tokens)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("lines", [[], ["--lines"]])
-def test_any_bytes_give_an_exit_status(lines: list[str], shell: Shell) -> None:
-    chance = random.Random(7)
-    statuses = set()
-    for _ in range(250):
-        left, right = random_bytes(chance), random_bytes(chance)
-        right = left if chance.random() < 0.3 else right
-        status, out, err = shell(left, right, *lines)
-        statuses.add(status)
-        if status == 2:
-            assert len(err) == 1
-            assert re.match("json_compare.py: (left|right): .", err[0])
-        else:
-            assert err == []
-            assert bool(out) is (status == 1)
-    assert statuses == {0, 1, 2}

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import email
 import email.message
-import gzip
 import http.server
 import itertools
 import math
@@ -165,7 +164,8 @@ OTHERS = ["notes.txt", "film.mp4", "photo.png.gz", "photo.png~", "png", ".png", 
 
 
 def test_a_file_is_an_image_if_its_name_says_so() -> None:
-    assert list(filter(upload_images.is_image, IMAGES + OTHERS)) == IMAGES
+    types = {name: upload_images.media_type(name) for name in IMAGES + OTHERS}
+    assert [name for name in types if types[name].startswith("image/")] == IMAGES
 
 
 def test_every_image_arrives_byte_for_byte(
@@ -574,30 +574,44 @@ async def test_a_list_has_one_name_per_line(content: bytes, names: list[str]) ->
         assert await client.list() == names
 
 
+NO_LIST = "cannot get the list of images (plain text, one name per line)"
+
+
 @respx.mock
 @table(
-    ("headers", "content", "what"),
+    ("headers", "content", "reason"),
     [
-        ({"Content-Type": "text/html"}, b"<p>Hello", "text/html"),
-        ({"Content-Type": "application/json"}, b'["a.png"]', "application/json"),
-        ({"Content-Type": "text/plain"}, b"\n <!DOCTYPE html>", "an HTML or XML page"),
-        ({}, b"\xef\xbb\xbf<?xml version='1.0'?>", "an HTML or XML page"),
-        ({}, b"\x89PNG\r\n\x1a\n\xff", "not UTF-8"),
-        ({}, b"a\n" + b"x" * 4097, "text with a line of more than 4096 characters"),
-        ({"Content-Encoding": "gzip"}, b"", "compressed"),
+        ({"Content-Type": "text/html"}, b"<p>Hello", "the response is text/html"),
+        (
+            {"Content-Type": "application/json"},
+            b'["a.png"]',
+            "the response is application/json",
+        ),
+        (
+            {"Content-Type": "text/plain"},
+            b"\n <!DOCTYPE html>",
+            "the response is an HTML or XML page",
+        ),
+        (
+            {},
+            b"\xef\xbb\xbf<?xml version='1.0'?>",
+            "the response is an HTML or XML page",
+        ),
+        ({}, b"\x89PNG\r\n\x1a\n\xff", "the response is not UTF-8"),
+        ({}, b"a\n" + b"x" * 4097, "a line has more than 4096 characters"),
+        ({"Content-Encoding": "gzip"}, b"", "the response is compressed (gzip)"),
     ],
 )
 def test_a_response_that_is_not_a_list_is_described(
-    headers: dict[str, str], content: bytes, what: str, folder: Path, upload: Upload
+    headers: dict[str, str], content: bytes, reason: str, folder: Path, upload: Upload
 ) -> None:
     write(folder, "a.png")
     respx.get(URL).respond(200, content=content, headers=headers)
-    expected = "expected a list of images as plain text, one name per line"
-    message = f"{PROG}{URL}: {expected}, but the response is {what}\n"
+    message = f"{PROG}{URL}: {NO_LIST}: {reason}\n"
     assert upload("--url", URL, "--skip-existing") == (2, "", message)
 
 
-COMPRESSED = Response(200, headers={"Content-Encoding": "br"})
+COMPRESSED = Response(200, headers={"Content-Encoding": "gzip"})
 
 
 @respx.mock
@@ -606,7 +620,7 @@ COMPRESSED = Response(200, headers={"Content-Encoding": "br"})
     [
         (Response(404, text="no list here"), "404 Not Found: no list here"),
         (Response(200, text="a.png\n" * 20), "larger than 100 bytes"),
-        (COMPRESSED, "the response is compressed (br)"),
+        (COMPRESSED, "the response is compressed (gzip)"),
         (Response(302, headers={"Location": "http://xn--/"}), "302 Found: redirects "),
     ],
 )
@@ -621,7 +635,7 @@ def test_a_run_cannot_start_without_the_list(
     monkeypatch.setattr(upload_images, "MAX_LIST_SIZE", 100)
     write(folder, "a.png")
     respx.get(URL).mock(return_value=list_response)
-    message = f"{PROG}{URL}: cannot get the list of images: {reason}"
+    message = f"{PROG}{URL}: {NO_LIST}: {reason}"
     status, output, error = upload("--url", URL, "--skip-existing")
     assert (status, output, error.count("\n")) == (2, "", 1)
     assert error.startswith(message)
@@ -658,7 +672,7 @@ class Endless(httpx.AsyncByteStream):
         (Response(200, content=b"x" * 1001), "larger than 1.0 kB"),
         (Response(200, stream=Endless()), "larger than 1.0 kB"),
         (Response(206, content=b"x"), "206 Partial Content: x"),
-        (COMPRESSED, "the response is compressed (br)"),
+        (COMPRESSED, "the response is compressed (gzip)"),
     ],
 )
 async def test_a_download_that_is_too_large_or_not_the_image_fails(
@@ -672,15 +686,13 @@ async def test_a_download_that_is_too_large_or_not_the_image_fails(
 
 @pytest.mark.anyio
 @respx.mock
-async def test_a_download_is_decompressed_and_retried_if_damaged() -> None:
-    headers = {"Content-Encoding": "gzip"}
-    bodies = [httpx.ByteStream(b"xxxx"), httpx.ByteStream(gzip.compress(b"x" * 1000))]
+async def test_a_download_that_breaks_off_is_retried() -> None:
     route = respx.get("http://images.test/up/a%2Fb%20%C3%BC.png?key=1")
-    route.side_effect = [Response(200, headers=headers, stream=body) for body in bodies]
+    route.side_effect = [Response(200, stream=Broken()), Response(200, content=b"xx")]
     outcome = Outcome("a.png")
     async with Client("http://images.test/up?key=1") as client:
-        assert await client.get("a/b ü.png", 1000, outcome) == b"x" * 1000
-    assert (outcome.attempts, outcome.bytes_in) == (2, 1000)
+        assert await client.get("a/b ü.png", 1000, outcome) == b"xx"
+    assert (outcome.attempts, outcome.bytes_in) == (2, 2)
 
 
 # ---- responses and retries -------------------------------------------------
@@ -1194,14 +1206,11 @@ def assert_unusable(result: Result, message: str) -> None:
 
 
 UNUSABLE = {
-    "is not an http or https URL": [
+    "is not an http or https URL such as": [
         *("--url=ftp://a.test/", "--url=a.test/up/", "--url=/up/", "--url=http://"),
-        "--url=http://a.test/#b",
+        *("--url=http://a.test/#b", "--url=http://[::1", "--url=http://a.test:port/"),
+        *("--url=http://xn--/", "--url=http://a:65536/"),
     ],
-    "is not a URL": [
-        f"--url={url}" for url in ("http://[::1", "http://a.test:port/", "http://xn--/")
-    ],
-    "ports range from 1 to 65535": ["--url=http://a.test:0/", "--url=http://a:65536/"],
     "is not a header field such as 'Name: value'": [
         *("--header=X-One 1", "--header=: 1", "--header=X One: 1", "--header=Ü: 1"),
         "--header=X: 1\r\nY: 2",
@@ -1257,8 +1266,7 @@ ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
     ("variable", "value", "message"),
     [
         ("IMAGES_URL", "images", "$IMAGES_URL: 'images' is not an http or https URL"),
-        ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not a URL"),
-        ("IMAGES_URL", "http://a.test:0", "$IMAGES_URL: 'http://a.test:0': ports"),
+        ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not an http"),
         ("HTTP_PROXY", "strange://", ENVIRONMENT),
         ("ALL_PROXY", "http://[::1", ENVIRONMENT),
         ("SSL_CERT_FILE", "/nowhere", ENVIRONMENT),
