@@ -1224,7 +1224,7 @@ class Report:
         rows: dict[str, Counter[str]] = defaultdict(Counter)
         for (waiting, stack), n in self.stacks.items():
             parts = [*map(part_of, stack)]
-            for part in set(parts):
+            for part in dict.fromkeys(parts):
                 rows[part]["waiting" if waiting else "total"] += n
             rows[parts[-1]]["own"] += 0 if waiting else n
         samples = self.sums["sampling"].get((), Counter())["samples"] or math.inf
