@@ -332,12 +332,10 @@ def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
 
 def flush() -> None:
     """Log what has been counted so far, without waiting for the interval to end."""
-    # Otherwise the exit would end the sampling thread in the middle of its lines. In a
-    # signal handler, that thread may in turn wait for a lock of logging held by this one.
-    locked = _sampler_lock.acquire(timeout=1)
+    # Otherwise the exit would end the sampling thread in the middle of its lines.
+    _pause_sampling()
     _flush_due(math.inf)
-    if locked:
-        _sampler_lock.release()
+    _resume_sampling()
 
 
 # --- one call, of whatever kind -------------------------------------------------------
@@ -586,15 +584,24 @@ def _flush_due(now: float) -> None:
             tally.flush(now)
 
 
-# Held while samples are taken and logged, and while a thread forks. Otherwise a lock of
-# logging that the sampling thread holds could stay locked in the child.
-_sampler_lock = threading.RLock()
+_sampler_lock = threading.RLock()  # held while samples are taken and logged
+
+
+def _pause_sampling() -> None:
+    # Not for longer: a logging handler that the sampling thread runs may be waiting for a
+    # lock that this thread holds, or for a server.
+    _sampler_lock.acquire(timeout=1)
+
+
+def _resume_sampling() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not paused in time
+        _sampler_lock.release()
 
 
 def _after_fork() -> None:
-    global _profiling
-    _sampler_lock.release()
-    _profiling = threading.Lock()
+    global _profiling, _sampler_lock
+    # New ones: a thread that does not exist here may hold the old ones.
+    _profiling, _sampler_lock = threading.Lock(), threading.RLock()
     for tally in _tallies[:]:
         tally.restart()
     _flush_at_exit()
@@ -612,9 +619,10 @@ def _flush_at_exit() -> None:
 atexit.register(flush)
 _flush_at_exit()
 if hasattr(os, "register_at_fork"):
+    # Pause: a lock that a logging handler holds meanwhile would stay locked in the child.
     os.register_at_fork(
-        before=_sampler_lock.acquire,
-        after_in_parent=_sampler_lock.release,
+        before=_pause_sampling,
+        after_in_parent=_resume_sampling,
         after_in_child=_after_fork,
     )
 

@@ -2242,7 +2242,7 @@ def test_pstats_and_gprof2dot_open_the_profile_of_a_log(
 
 
 CHILDREN = """
-    import logging, multiprocessing, os, sys
+    import ctypes, logging, multiprocessing, os, sys
     from decorators import cache_profile, flush, timeit
 
     logging.basicConfig(filename="log", level=logging.INFO, format="%(message)s")
@@ -2255,8 +2255,12 @@ CHILDREN = """
     if __name__ == "__main__":
         work(1)
         how = sys.argv[1]
-        if how == "os.fork":
-            if os.fork() == 0:
+        if how in ("os.fork", "C"):
+            if how == "os.fork":
+                child = os.fork()
+            elif (child := ctypes.PyDLL(None).fork()) == 0:  # as uWSGI does
+                ctypes.pythonapi.PyOS_AfterFork_Child()
+            if child == 0:
                 work(2)
                 sys.exit()
             os.wait()
@@ -2275,7 +2279,7 @@ def records(log: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("how", ["os.fork", "fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("how", ["os.fork", "C", "fork", "forkserver", "spawn"])
 def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) -> None:
     run_program(CHILDREN, tmp_path, how)
 
@@ -2327,6 +2331,33 @@ def run_program(program: str, folder: Path, *arguments: str) -> None:
     options = ("-W", "ignore::DeprecationWarning")
     done = run(*options, "program.py", *arguments, cwd=folder)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_thread_can_fork_that_holds_a_lock_of_the_logging_handler(
+    tmp_path: Path,
+) -> None:
+    program = """
+        import logging, os, signal, threading
+        from decorators import start_sampling
+
+        class Handler(logging.Handler):
+            def handle(self, record):
+                at_work.set()
+                with lock:
+                    pass
+
+        signal.alarm(20)  # instead of a deadlock
+        at_work, lock = threading.Event(), threading.Lock()
+        logging.basicConfig(handlers=[Handler()], level=logging.INFO)
+        with lock:
+            start_sampling(every=0.05)
+            at_work.wait()
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+    """
+    run_program(program, tmp_path)
 
 
 def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
