@@ -242,9 +242,7 @@ def cache_profile(
         # __hash__ and `key` may raise, and may call decorated functions.
         _own.busy = True
         try:
-            what = key(*args, **kwargs) if key else (args, *kwargs.items())
-            # A tuple's hash is well mixed; a number's hash is the number itself.
-            hashed = hash((what,))
+            hashed = hash(key(*args, **kwargs) if key else (args, *kwargs.items()))
         except Exception:  # noqa: BLE001, S110 - it counts as unhashable
             pass
         finally:
