@@ -184,15 +184,14 @@ def _time_in_batches(func: Function, tally: TimeTally) -> Function:
         return Call(record)
 
     def record(call: Call, raised: str | None) -> None:
-        waited = call.waited if raised is None else ~call.waited
-        tally.add((waited, call.inside))
+        tally.add((call.waited, call.inside, raised is not None))
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         start = perf_counter_ns()
         try:
             result = func(*args, **kwargs)
         except BaseException:
-            tally.add(~(perf_counter_ns() - start))
+            tally.add((perf_counter_ns() - start, 0, True))
             raise
         now = perf_counter_ns()
         append(now - start)
@@ -626,16 +625,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class TimeTally(Tally):
-    """Counts ns, or ~ns (negative) for a call that raised; or (ns, ns inside)."""
+    """Counts (ns, ns inside, did it raise?), or only ns for a plain call that returned."""
 
     def clear(self) -> None:
         self.times = Times()
 
-    def count(self, batch: list[int | tuple[int, int]]) -> None:
+    def count(self, batch: list[int | tuple[int, int, bool]]) -> None:
         # Many calls of a hot function take equally long.
         for item, n in Counter(batch).items():
-            ns, inside = item if isinstance(item, tuple) else (item, 0)
-            self.times.add(max(ns, ~ns), n, n * (ns < 0))
+            ns, inside, raised = item if isinstance(item, tuple) else (item, 0, False)
+            self.times.add(ns, n, n * raised)
             self.times.inside += n * inside
 
     def lines(self) -> Iterator[Record]:
