@@ -691,17 +691,13 @@ class SkipTally(Tally):
             yield {"skipped": reason, "calls": calls}
 
 
-def _bucket(ns: int) -> int:
-    # From 128 ns to an hour there are 278 buckets, which fit into a line.
-    return int(8 * math.log2(max(128, ns)))
-
-
 class Times:
     """How long calls took, in ns and in constant memory.
 
-    The histogram has 8 logarithmic buckets per power of two. So a quantile is at most
-    4.5 % off, and adding histograms loses nothing, as in Masson, Rim, Lee, "DDSketch"
-    (VLDB 2019). Number, sum and maximum are exact.
+    The histogram has 8 logarithmic buckets per power of two: 278 from 128 ns to an hour,
+    which fit into a line. So a quantile is at most 4.5 % off, and adding histograms loses
+    nothing, as in Masson, Rim, Lee, "DDSketch" (VLDB 2019). Number, sum and maximum are
+    exact.
     """
 
     def __init__(self) -> None:
@@ -717,7 +713,7 @@ class Times:
         self.errors += errors
         self.total += calls * ns
         self.max = max(self.max, ns)
-        self.buckets[_bucket(ns)] += calls
+        self.buckets[int(8 * math.log2(max(128, ns)))] += calls
 
     def quantile(self, q: float) -> float:
         """The ns that a share `q` of the calls did not exceed."""
@@ -885,6 +881,7 @@ class Sampler(Tally):
         frames, own = sys._current_frames(), threading.get_ident()
         if frames.keys() != self.before.keys() | {own}:
             self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
+        busy = weight * self.interval * 1e8  # a tenth of the time since the last sample
         after: dict[int, tuple[int, Stack]] = {}
         for ident, frame in frames.items():
             if ident == own:
@@ -892,9 +889,7 @@ class Sampler(Tally):
             cpu = _cpu_time(self.native_ids.get(ident))
             cpu_before, stack = self.before.get(ident, (0, None))
             if stack is None or cpu is None or cpu != cpu_before:
-                idle = (
-                    cpu is not None and cpu - cpu_before < weight * self.interval * 1e8
-                )
+                idle = cpu is not None and cpu - cpu_before < busy
                 stack = self.stack(frame, idle)
             elif not stack[0]:  # it has not run, so it is where it was
                 stack = (True, stack[1])
