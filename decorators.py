@@ -267,7 +267,7 @@ def profile(
     """Run cProfile around the calls of a function, and log each profile completely.
 
     slower_than: seconds; profiles of faster calls are discarded.
-    every: seconds to wait after logging a profile before making the next. Logging one of
+    every: seconds without profiling after a call whose profile is logged. Logging one of
         350 functions takes the caller about 10 ms, and up to 25 KB of the log.
     logger, level: where the lines go. Nothing is profiled while that logger is disabled
         for that level.
@@ -299,12 +299,14 @@ def profile(
 
     def record(lock: threading.Lock, call: ProfiledCall, raised: str | None) -> None:
         nonlocal next_due
-        lock.release()
-        if not call.profiled:
-            skipped.add("another profiler was active")
-        elif call.waited >= slower_than * 1e9:
-            _log_profile(log, call.waited / 1e9, call.profiler)
+        slow = call.profiled and call.waited >= slower_than * 1e9
+        if slow:  # before another thread can begin to profile
             next_due = perf_counter_ns() + every * 1e9
+        lock.release()
+        if slow:
+            _log_profile(log, call.waited / 1e9, call.profiler)
+        elif not call.profiled:
+            skipped.add("another profiler was active")
 
     return _wrap(func, begin, skipped)
 

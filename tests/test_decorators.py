@@ -1230,6 +1230,26 @@ def test_every_limits_how_often_a_profile_is_logged(
     assert len(profilers) == 2
 
 
+def test_every_holds_for_calls_that_begin_while_a_profile_is_logged(
+    profilers: list[cProfile.Profile],
+) -> None:
+    @profile(every=60)
+    def work() -> None:
+        pass
+
+    class Handler(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            if len(profilers) == 1:
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+            return True
+
+    with logging_to(Handler()):
+        work()
+    assert len(profilers) == 1
+
+
 @pytest.mark.parametrize(
     "options", [{"slower_than": 1}, {"logger": logging.getLogger("test.quiet")}]
 )
