@@ -1166,12 +1166,14 @@ class Report:
         self.sums[table].setdefault(key, Counter()).update(counts)
 
     def add_profile(self, key: tuple[Place, str], record: Record, line: bytes) -> None:
-        row = self.profiles.setdefault(key, {"complete": False, "slowest": []})
+        number, data = _number(record["part"]), _text(record["data"])
+        seconds = _number(record["seconds"])
+        new = {"complete": False, "slowest": [], "seconds": seconds}
+        row = self.profiles.setdefault(key, new)
         if row["complete"]:
             return
         parts = self.parts[key]
-        parts[_number(record["part"])] = _text(record["data"])
-        row["seconds"] = _number(record["seconds"])
+        parts[number] = data
         if match := TIME_OF_DAY.search(line):
             row["time"] = match[0].decode()
         if len(parts) == _number(record["parts"]):
@@ -1261,6 +1263,8 @@ SORTED_BY = {
     "sampled_lines": "own_share",
     "functions": "total",
     "caches": "saved",
+    "profiles": "seconds",
+    "skipped": "calls",
 }
 COLUMNS = {
     "sampled_functions": "own_share total_share waiting_share frame",
@@ -1397,7 +1401,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("log", nargs="*", metavar="LOG", help="plain or gzip; - for standard input")
     orders = ["own", "total", "waiting", "mean", "p95", "max", "calls", "saved"]
-    usual = "samples by own, functions by total, caches by saved"
+    usual = "samples by own, functions by total, caches by saved, profiles by seconds"
     add("--sort", choices=orders, default="", help=f"default: {usual}")
     add("--json", action="store_true", help="for machines, times in seconds")
     add("--pstats", type=Path, metavar="FOLDER", help="write the profiles there")

@@ -1909,6 +1909,17 @@ def test_the_lines_of_two_profiles_may_be_mixed(read: Read) -> None:
     assert err == ""
 
 
+def test_profiles_are_sorted_by_seconds_and_limited_by_top(read: Read) -> None:
+    lines = [
+        line.replace("0.75", str(seconds))
+        for seconds in (0.5, 2.0, 1.0)
+        for line in profile_lines(profile_id=f"{seconds}")
+    ]
+
+    _, found, _ = read(*lines, options=("--top", "2"))
+    assert [row["seconds"] for row in found["profiles"]] == [2.0, 1.0]
+
+
 PROFILE_DAMAGE: dict[str, list[str]] = {
     "a line is missing": profile_lines()[:-1],
     "data changed": [line.replace('data": "', 'data": "A') for line in profile_lines()],
