@@ -601,8 +601,9 @@ def _after_fork() -> None:
     global _profiling, _sampler_lock
     # New ones: a thread that does not exist here may hold the old ones.
     _profiling, _sampler_lock = threading.Lock(), threading.RLock()
-    for tally in _tallies[:]:
-        tally.restart()
+    with _sampler_lock:  # the sampling thread starts here, and must not flush yet
+        for tally in _tallies[:]:
+            tally.restart()
     _flush_at_exit()
 
 

@@ -2391,6 +2391,23 @@ def test_a_thread_can_fork_that_holds_a_lock_of_the_logging_handler(
     run_program(program, tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_sampling_starts_in_a_child_when_all_counts_are_at_zero(tmp_path: Path) -> None:
+    program = """
+        import logging, os
+        from decorators import start_sampling, timeit
+
+        logging.basicConfig(filename="log", level=logging.INFO)
+        start_sampling(interval=1e-6)
+        decorated = [timeit(every=1e-6)(abs) for _ in range(1000)]
+        for _ in range(10):
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+    """
+    run_program(program, tmp_path)
+
+
 def test_a_program_does_not_end_in_the_middle_of_the_lines_of_samples(
     tmp_path: Path,
 ) -> None:
