@@ -811,11 +811,12 @@ def start_sampling(
 
     A thread is waiting if it is in a function of WAITING or, on Linux, if it has used less
     than a tenth of the time since the previous sample. So short waits between computations
-    count as running, and waiting for the global interpreter lock as waiting. An asyncio
-    program shows the running task with its chain of coroutines, but no suspended task. C
-    code appears as the line that calls it. Samples are taken when the interpreter switches
-    threads, so they are biased towards places where a thread waits; to switch sooner,
-    sys.setswitchinterval() is lowered to a twentieth of the interval.
+    count as running; waiting for the global interpreter lock, and what a new thread does in
+    its first tenth of an interval, count as waiting. An asyncio program shows the running
+    task with its chain of coroutines, but no suspended task. C code appears as the line
+    that calls it. Samples are taken when the interpreter switches threads, so they are
+    biased towards places where a thread waits; to switch sooner, sys.setswitchinterval() is
+    lowered to a twentieth of the interval.
 
     A forked child samples itself. Python 3.12 and later warn about forking with several
     threads, including this one. A second call does nothing. Raises ValueError for invalid
