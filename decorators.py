@@ -352,7 +352,9 @@ class Call:
 
     steps: Any = None
     delivers = False  # does each step give the caller an item?
-    waited = inside = cpu = resumed = requested = 0
+    waited = inside = cpu = 0
+    resumed = 0  # when the code began to run
+    requested = 0  # when the caller began to wait; 0 if it does not
 
     def __init__(
         self,
@@ -710,7 +712,7 @@ class Times:
         self.buckets: Counter[int] = Counter()
         self.cpu = self.inside = 0  # parts of the total
         self.with_cpu = self.with_inside = 0  # the total of the calls that have them
-        self.partly = False
+        self.partly = False  # calls faster than slower_than= are missing
 
     def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
         """Add calls that took equally long."""
@@ -886,6 +888,7 @@ class Sampler(Tally):
     def add_stacks(self, weight: int) -> None:
         frames, own = sys._current_frames(), threading.get_ident()
         if frames.keys() != self.before.keys() | {own}:
+            # Threads have started or ended.
             self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
         busy = weight * self.interval * 1e8  # ns, a tenth of the time
         after: dict[int, tuple[int, Stack]] = {}
@@ -1137,7 +1140,7 @@ class Report:
     def read(self, line: bytes) -> None:
         """Raises OSError if a profile cannot be written."""
         for kind, record in parse(line):
-            try:
+            try:  # an empty record is damaged, too
                 self.add(kind, record or {}, line)
             except DAMAGE:
                 self.damaged += 1
@@ -1221,7 +1224,7 @@ class Report:
         for row in figures["caches"]:
             for key in ("hits", "hits_unbounded"):
                 row[f"{key}_share"] = row[key] / max(row["calls"], 1)
-        for name, usual in SORTED_BY.items():
+        for name, (usual, _) in TABLES.items():
             keys = (sort, f"{sort}_share", usual)
             figures[name].sort(key=lambda row: -next(row[k] for k in keys if k in row))
             figures[name] = figures[name][:top]
@@ -1262,22 +1265,16 @@ def _unpack(data: str) -> dict[Any, Any]:
 
 # --- tables ---------------------------------------------------------------------------
 
-SORTED_BY = {
-    "sampled_functions": "own_share",
-    "sampled_lines": "own_share",
-    "functions": "total",
-    "caches": "saved",
-    "profiles": "seconds",
-    "skipped": "calls",
-}
-COLUMNS = {
-    "sampled_functions": "own_share total_share waiting_share frame",
-    "sampled_lines": "own_share total_share waiting_share frame",
-    "functions": "calls total mean p50 p95 max errors cpu_share inside_share function",
-    "caches": "calls distinct unhashable hits_share hits_unbounded_share total saved"
-    " maxsize function",
-    "profiles": "id time seconds function",
-    "skipped": "calls reason function",
+SHARES = "own_share total_share waiting_share frame"
+CACHES = "calls distinct unhashable hits_share hits_unbounded_share total saved"
+TIMES = "calls total mean p50 p95 max errors cpu_share inside_share"
+TABLES = {  # name: (sorted by, columns)
+    "sampled_functions": ("own_share", SHARES),
+    "sampled_lines": ("own_share", SHARES),
+    "functions": ("total", f"{TIMES} function"),
+    "caches": ("saved", f"{CACHES} maxsize function"),
+    "profiles": ("seconds", "id time seconds function"),
+    "skipped": ("calls", "calls reason function"),
 }
 
 
@@ -1289,7 +1286,7 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
             f"missed, {row['rest']:,} rare stacks left out; they took "
             f"{row['cpu'] / max(row['seconds'], 0.01):.2%} of a processor\n"
         )
-    for name, columns in COLUMNS.items():
+    for name, (_, columns) in TABLES.items():
         if not figures[name]:
             continue
         rows = [[column.removesuffix("_share") for column in columns.split()]]
