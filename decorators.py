@@ -335,8 +335,10 @@ def flush() -> None:
     """Log what has been counted so far, without waiting for the interval to end."""
     # Otherwise exiting would end the sampling thread in the middle of its lines.
     _pause_sampling()
-    _flush_due(math.inf)
-    _resume_sampling()
+    try:
+        _flush_due(math.inf)
+    finally:
+        _resume_sampling()
 
 
 # --- one call, of any kind of function ------------------------------------------------
@@ -821,7 +823,8 @@ def start_sampling(
     lowered to a twentieth of the interval.
 
     A forked child samples itself. Python 3.12 and later warn about forking with several
-    threads, including this one. A second call does nothing. Raises ValueError for invalid
+    threads, including this one. Where gevent has patched threading, the thread is a
+    greenlet and sees only itself. A second call does nothing. Raises ValueError for invalid
     options.
     """
     global _sampler
