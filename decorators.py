@@ -331,16 +331,6 @@ def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
         log(**head, part=number, parts=len(parts), data=part)
 
 
-def flush() -> None:
-    """Log what has been counted so far, without waiting for the interval to end."""
-    # Otherwise exiting would end the sampling thread in the middle of its lines.
-    _pause_sampling()
-    try:
-        _flush_due(math.inf)
-    finally:
-        _resume_sampling()
-
-
 # --- one call, of any kind of function ------------------------------------------------
 
 
@@ -589,50 +579,6 @@ def _flush_due(now: float) -> None:
             tally.flush(now)
 
 
-_sampler_lock = threading.RLock()  # held while samples are taken and logged
-
-
-def _pause_sampling() -> None:
-    # At most a second: the logging handler in the sampling thread may be waiting for a
-    # lock that this thread holds, or for a server.
-    _sampler_lock.acquire(timeout=1)
-
-
-def _resume_sampling() -> None:
-    with contextlib.suppress(RuntimeError):  # it was not paused in time
-        _sampler_lock.release()
-
-
-def _after_fork() -> None:
-    global _profiling, _sampler_lock
-    # New ones: a thread that does not exist here may hold the old ones.
-    _profiling, _sampler_lock = threading.Lock(), threading.RLock()
-    with _sampler_lock:  # the sampling thread starts here, and must not flush yet
-        for tally in _tallies[:]:
-            tally.restart()
-    _flush_at_exit()
-
-
-def _flush_at_exit() -> None:
-    # multiprocessing ends its processes with os._exit(), which skips atexit. When they
-    # start, they clear their finalizers and then call what is registered after a fork.
-    if util := sys.modules.get("multiprocessing.util"):
-        finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
-        finalize()
-        util.register_after_fork(flush, lambda _: finalize())
-
-
-atexit.register(flush)
-_flush_at_exit()
-if hasattr(os, "register_at_fork"):
-    # Paused, so that no lock of a logging handler stays locked in the child.
-    os.register_at_fork(
-        before=_pause_sampling,
-        after_in_parent=_resume_sampling,
-        after_in_child=_after_fork,
-    )
-
-
 class TimeTally(Tally):
     """Counts (ns, ns inside, did it raise?), or only ns for a plain call that returned."""
 
@@ -780,6 +726,62 @@ class Times:
         inside = min(self.inside / self.with_inside, 1.0) if self.with_inside else None
         shares = {"cpu_share": cpu, "inside_share": inside}
         return {**self.figures(), **shares, "partly": self.partly}
+
+
+# --- exit and fork --------------------------------------------------------------------
+
+_sampler_lock = threading.RLock()  # held while samples are taken and logged
+
+
+def flush() -> None:
+    """Log what has been counted so far, without waiting for the interval to end."""
+    # Otherwise exiting would end the sampling thread in the middle of its lines.
+    _pause_sampling()
+    try:
+        _flush_due(math.inf)
+    finally:
+        _resume_sampling()
+
+
+def _pause_sampling() -> None:
+    # At most a second: the logging handler in the sampling thread may be waiting for a
+    # lock that this thread holds, or for a server.
+    _sampler_lock.acquire(timeout=1)
+
+
+def _resume_sampling() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not paused in time
+        _sampler_lock.release()
+
+
+def _after_fork() -> None:
+    global _profiling, _sampler_lock
+    # New ones: a thread that does not exist here may hold the old ones.
+    _profiling, _sampler_lock = threading.Lock(), threading.RLock()
+    with _sampler_lock:  # the sampling thread starts here, and must not flush yet
+        for tally in _tallies[:]:
+            tally.restart()
+    _flush_at_exit()
+
+
+def _flush_at_exit() -> None:
+    # multiprocessing ends its processes with os._exit(), which skips atexit. When they
+    # start, they clear their finalizers and then call what is registered after a fork.
+    if util := sys.modules.get("multiprocessing.util"):
+        finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
+        finalize()
+        util.register_after_fork(flush, lambda _: finalize())
+
+
+atexit.register(flush)
+_flush_at_exit()
+if hasattr(os, "register_at_fork"):
+    # Paused, so that no lock of a logging handler stays locked in the child.
+    os.register_at_fork(
+        before=_pause_sampling,
+        after_in_parent=_resume_sampling,
+        after_in_child=_after_fork,
+    )
 
 
 # --- sampling -------------------------------------------------------------------------
