@@ -1191,7 +1191,10 @@ class Report:
         if len(parts) == _number(record["parts"]):
             stats = _unpack("".join(part for _, part in sorted(parts.items())))
             slowest = sorted(stats.items(), key=lambda item: -item[1][2])[:3]
-            row["slowest"] = [[name, times[2]] for (_, _, name), times in slowest]
+            row["slowest"] = [
+                [_located(name, file, line), times[2]]
+                for (file, line, name), times in slowest
+            ]
             row["complete"] = True
             del self.parts[key]
             if self.folder:
@@ -1309,13 +1312,18 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
 
 
 def _label(row: Record) -> str:
-    label = f"{row['name']} ({Path(row['file']).name}:{row['line']})"
+    label = _located(*(row[key] for key in PLACE))
     if row.get("partly"):
         label += " *"
     if "slowest" in row:
         slowest = [f"{_cell(seconds)} {name}" for name, seconds in row["slowest"]]
         label += ": " + (", ".join(slowest) or "damaged or incomplete")
     return label
+
+
+def _located(name: str, file: str, line: int) -> str:
+    # What is not written in Python has no line.
+    return f"{name} ({Path(file).name}:{line})" if line else name
 
 
 def _cell(value: Any, key: str = "") -> str:

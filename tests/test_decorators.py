@@ -2102,7 +2102,7 @@ calls  distinct  unhashable   hits  hits_unbounded  total  saved  maxsize  funct
 
 == profiles
           id                 time  seconds  function
-0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle
+0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle (shop.py:1)
 """
     )
 
