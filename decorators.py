@@ -276,7 +276,8 @@ def profile(
 
     The numbered lines of a profile contain the table of pstats as JSON, compressed with
     zlib and encoded in base64. A coroutine or generator is profiled only while its own code
-    runs, so other tasks do not appear in its profile.
+    runs, so other tasks do not appear in its profile. Decorated functions that it calls
+    appear with the code of their decorators.
 
     A process profiles one call at a time. Calls that begin meanwhile, or while another
     profiler is active, are not profiled; a line per minute counts them. Since Python 3.12,
