@@ -8,7 +8,7 @@ Standard library only: copy this one file to the server.
     from decorators import start_sampling
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    start_sampling()              # log where all threads are, 100 times a second
+    start_sampling()              # look at all threads 100 times per second
 
 2. Decorate what the samples point to:
 
@@ -34,8 +34,8 @@ Standard library only: copy this one file to the server.
     python decorators.py --pstats profiles app.log     # for pstats, snakeviz, gprof2dot
     python decorators.py --demo                        # all of this on a small program
 
-The lines go to the logger named after this module, at level INFO. Each is `KIND {json}`,
-ASCII, shorter than 4 KB, and never contains an argument's value.
+The lines go to the logger named after this module, at level INFO. Each is `KIND {json}`
+in ASCII, is shorter than 4 KB, and never contains the value of an argument.
 
 The decorators work on functions, methods, class and static methods, coroutines,
 generators and asynchronous generators. They preserve results, exceptions, cancellation,
@@ -43,10 +43,12 @@ signature and kind. Three differences are visible: a call takes a few more stack
 wrong arguments for a generator or coroutine raise at its first step; a generator into
 which GeneratorExit is thrown is closed.
 
-What is counted (timeit(every=), cache_profile, sampling) is logged once per interval and
-at exit, by the sampling thread or by the first call after the interval, which takes about
-0.2 ms per line. A killed process logs nothing at exit: call flush() where a server handles
-SIGTERM. Forked and spawned children count for themselves.
+Counts (timeit(every=), cache_profile, sampling) are logged once per interval and at exit,
+by the sampling thread or by the first call after the interval; each line takes about
+0.2 ms. A killed process logs nothing at exit: call flush() where a server handles SIGTERM.
+
+Forked and spawned children count for themselves. As always with logging in several
+threads, a child that is forked while another thread writes a line may hang when it logs.
 
 DECORATORS=off in the environment switches everything off.
 """
@@ -109,7 +111,7 @@ Record = dict[str, Any]
 
 
 class Decorator(Protocol[P]):
-    """Works with and without options, and keeps the type of what it decorates."""
+    """Is used with or without options, and keeps the type of what it decorates."""
 
     @overload
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Callable[[F], F]: ...
@@ -147,15 +149,15 @@ def timeit(
     slower_than: seconds; faster calls are not logged, and the reader's table says so.
     every: seconds; log one line per interval instead of one per call, in constant memory:
         calls, errors, total, mean, p50, p95, p99, max and a histogram. There is no `cpu`,
-        because reading that clock takes longer than everything else.
+        because reading that clock takes longer than everything else together.
     logger, level: where the lines go. Without `every`, nothing is measured while that
         logger is disabled for that level.
 
     The line of a call has `seconds`, the time its caller waited; `inside`, the part of it
-    in which the call's own code ran (and blocked an event loop); `cpu`, the processor time
-    of that part, far below `inside` if the code blocks; and `raised`, the name of an
-    exception or null. The caller waits for a coroutine until it has finished, and for each
-    item of a generator. In a recursion, each call counts in full.
+    in which the call's own code ran (and blocked the event loop, if there is one); `cpu`,
+    the processor time of that part, far below `inside` if the code blocks; and `raised`,
+    the name of an exception or null. The caller of a coroutine waits until it has finished,
+    that of a generator waits for each item. Recursive calls each count in full.
 
     Raises ValueError for invalid options, TypeError for anything but a function.
     """
@@ -184,15 +186,14 @@ def _time_in_batches(func: Function, tally: TimeTally) -> Function:
         return Call(record)
 
     def record(call: Call, raised: str | None) -> None:
-        waited = call.waited if raised is None else ~call.waited
-        tally.add((waited, call.inside))
+        tally.add((call.waited, call.inside, raised is not None))
 
     def plain(*args: Any, **kwargs: Any) -> Any:
         start = perf_counter_ns()
         try:
             result = func(*args, **kwargs)
         except BaseException:
-            tally.add(~(perf_counter_ns() - start))
+            tally.add((perf_counter_ns() - start, 0, True))
             raise
         now = perf_counter_ns()
         append(now - start)
@@ -216,9 +217,9 @@ def cache_profile(
 ) -> Function:
     """Log whether functools.lru_cache(maxsize=...) would pay off. Nothing is cached.
 
-    maxsize: of the cache; None stands for 65,536.
-    key: a function of the call's arguments that returns the cache key. By default, that is
-        all arguments, including a method's `self`, as in lru_cache.
+    maxsize: the size of the cache; None stands for 65,536.
+    key: a function that takes the call's arguments and returns the cache key. By default,
+        the key is all arguments, including a method's `self`, as in lru_cache.
     every: seconds between two lines.
     logger, level: where the lines go.
 
@@ -228,8 +229,8 @@ def cache_profile(
     hits); `total`, the seconds spent in calls; and `saved`, those spent in hits.
 
     The hash of the arguments is looked up in an lru_cache when the call has ended. So the
-    second of two concurrent equal calls is a hit; in a recursion, the calls inside a hit
-    also count; and arguments with equal hashes, such as -1 and -2, are the same.
+    second of two concurrent equal calls is a hit, the recursive calls inside a hit also
+    count, and arguments with equal hashes, such as -1 and -2, are the same.
 
     Raises ValueError for invalid options, TypeError for anything but a function.
     """
@@ -242,9 +243,7 @@ def cache_profile(
         # __hash__ and `key` may raise, and may call decorated functions.
         _own.busy = True
         try:
-            what = key(*args, **kwargs) if key else (args, *kwargs.items())
-            # A tuple's hash is well mixed; a number's hash is the number itself.
-            hashed = hash((what,))
+            hashed = hash(key(*args, **kwargs) if key else (args, *kwargs.items()))
         except Exception:  # noqa: BLE001, S110 - it counts as unhashable
             pass
         finally:
@@ -267,22 +266,23 @@ def profile(
     logger: logging.Logger | None = None,
     level: int | str = logging.INFO,
 ) -> Function:
-    """Run cProfile around the calls of a function, and log each profile completely.
+    """Run calls of a function under cProfile, and log each profile in full.
 
     slower_than: seconds; profiles of faster calls are discarded.
-    every: seconds to wait after logging a profile before making the next. Logging one of
+    every: seconds without profiling after a call whose profile is logged. Logging one of
         350 functions takes the caller about 10 ms, and up to 25 KB of the log.
     logger, level: where the lines go. Nothing is profiled while that logger is disabled
         for that level.
 
-    The numbered lines of a profile contain pstats' table in JSON, zlib and base64. A
-    coroutine or generator is profiled only while its own code runs, so other tasks do not
-    appear in its profile.
+    The numbered lines of a profile contain the table of pstats as JSON, compressed with
+    zlib and encoded in base64. A coroutine or generator is profiled only while its own code
+    runs, so other tasks do not appear in its profile. Decorated functions that it calls
+    appear with the code of their decorators.
 
     A process profiles one call at a time. Calls that begin meanwhile, or while another
-    profiler is active, are not profiled; a line per minute counts them. From Python 3.12
-    on, cProfile also records other threads, and code inside a profiled call that starts it
-    gets a ValueError.
+    profiler is active, are not profiled; a line per minute counts them. Since Python 3.12,
+    cProfile also records other threads, and starting it inside a profiled call raises
+    ValueError.
 
     Raises ValueError for invalid options, TypeError for anything but a function.
     """
@@ -302,12 +302,14 @@ def profile(
 
     def record(lock: threading.Lock, call: ProfiledCall, raised: str | None) -> None:
         nonlocal next_due
-        lock.release()
-        if not call.profiled:
-            skipped.add("another profiler was active")
-        elif call.waited >= slower_than * 1e9:
-            _log_profile(log, call.waited / 1e9, call.profiler)
+        slow = call.profiled and call.waited >= slower_than * 1e9
+        if slow:  # before another thread can begin to profile
             next_due = perf_counter_ns() + every * 1e9
+        lock.release()
+        if slow:
+            _log_profile(log, call.waited / 1e9, call.profiler)
+        elif not call.profiled:
+            skipped.add("another profiler was active")
 
     return _wrap(func, begin, skipped)
 
@@ -330,17 +332,7 @@ def _log_profile(log: Log, seconds: float, profiler: cProfile.Profile) -> None:
         log(**head, part=number, parts=len(parts), data=part)
 
 
-def flush() -> None:
-    """Log what has been counted so far, without waiting for the interval to end."""
-    # Otherwise the exit would end the sampling thread in the middle of its lines. In a
-    # signal handler, that thread may in turn wait for a lock of logging held by this one.
-    locked = _sampler_lock.acquire(timeout=1)
-    _flush_due(math.inf)
-    if locked:
-        _sampler_lock.release()
-
-
-# --- one call, of whatever kind -------------------------------------------------------
+# --- one call, of any kind of function ------------------------------------------------
 
 
 class Call:
@@ -353,7 +345,9 @@ class Call:
 
     steps: Any = None
     delivers = False  # does each step give the caller an item?
-    waited = inside = cpu = resumed = requested = 0
+    waited = inside = cpu = 0
+    resumed = 0  # when the code began to run
+    requested = 0  # when the caller began to wait; 0 if it does not
 
     def __init__(
         self,
@@ -467,7 +461,7 @@ def _wrap(
     def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         with begin(args, kwargs) or Call() as call:
             call.steps, call.delivers = func(*args, **kwargs), True
-            del args, kwargs  # the function may release them
+            del args, kwargs  # so that the function can release them
             return (yield from call)
 
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
@@ -483,7 +477,7 @@ def _wrap(
             call.steps = items.asend(None)
             while True:
                 try:
-                    # In a list, so as not to keep it alive while the caller uses it.
+                    # In a list, to keep no reference while the caller uses it.
                     item = [await call]
                 except StopAsyncIteration:
                     return
@@ -517,7 +511,7 @@ def _wrap(
 class Tally:
     """What has been counted since the last line.
 
-    Calls append to `pending`, which takes no lock. The call that fills a batch, or finds
+    Calls append to `pending`, which needs no lock. The call that fills a batch, or finds
     that a line is due, counts and logs.
     """
 
@@ -530,7 +524,7 @@ class Tally:
         _tallies.append(self)
 
     def restart(self) -> None:
-        """Start at zero, as a forked child does: the parent logs the calls before."""
+        """Start at zero, as a forked child does: its parent logs the calls before."""
         self.lock = threading.Lock()
         self.due = perf_counter_ns() + int(self.every * 1e9)
         self.pending.clear()
@@ -552,7 +546,7 @@ class Tally:
             _flush_due(now)
 
     def flush(self, now: float) -> None:
-        # Another thread is flushing, or this thread is, in a caller of this function.
+        # Another thread is flushing, or this thread is, further up the stack.
         if _own.busy or not self.lock.acquire(blocking=False):
             return
         lines: list[Record] = []
@@ -580,56 +574,23 @@ _tallies: list[Tally] = []
 
 
 def _flush_due(now: float) -> None:
-    # All of them: the next call of a rarely called function may come late.
+    # All of them: the next call of a rarely called function may be hours away.
     for tally in _tallies[:]:
         if now >= tally.due or len(tally.pending) >= BATCH_SIZE:
             tally.flush(now)
 
 
-# Held while samples are taken and logged, and while a thread forks. Otherwise a lock of
-# logging that the sampling thread holds could stay locked in the child.
-_sampler_lock = threading.RLock()
-
-
-def _after_fork() -> None:
-    global _profiling
-    _sampler_lock.release()
-    _profiling = threading.Lock()
-    for tally in _tallies[:]:
-        tally.restart()
-    _flush_at_exit()
-
-
-def _flush_at_exit() -> None:
-    # multiprocessing ends its processes with os._exit(), without atexit functions. When
-    # they start, they clear their finalizers and then call what is registered.
-    if util := sys.modules.get("multiprocessing.util"):
-        finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
-        finalize()
-        util.register_after_fork(flush, lambda _: finalize())
-
-
-atexit.register(flush)
-_flush_at_exit()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_sampler_lock.acquire,
-        after_in_parent=_sampler_lock.release,
-        after_in_child=_after_fork,
-    )
-
-
 class TimeTally(Tally):
-    """Counts ns, or ~ns (negative) for a call that raised; or (ns, ns inside)."""
+    """Counts (ns, ns inside, did it raise?), or only ns for a plain call that returned."""
 
     def clear(self) -> None:
         self.times = Times()
 
-    def count(self, batch: list[int | tuple[int, int]]) -> None:
+    def count(self, batch: list[int | tuple[int, int, bool]]) -> None:
         # Many calls of a hot function take equally long.
         for item, n in Counter(batch).items():
-            ns, inside = item if isinstance(item, tuple) else (item, 0)
-            self.times.add(max(ns, ~ns), n, n * (ns < 0))
+            ns, inside, raised = item if isinstance(item, tuple) else (item, 0, False)
+            self.times.add(ns, n, n * raised)
             self.times.inside += n * inside
 
     def lines(self) -> Iterator[Record]:
@@ -686,17 +647,13 @@ class SkipTally(Tally):
             yield {"skipped": reason, "calls": calls}
 
 
-def _bucket(ns: int) -> int:
-    # From 128 ns to an hour there are 278 buckets, which fit into a line.
-    return int(8 * math.log2(max(128, ns)))
-
-
 class Times:
     """How long calls took, in ns and in constant memory.
 
-    The histogram has 8 logarithmic buckets per power of two. So a quantile is at most
-    4.5 % off, and adding histograms loses nothing, as in Masson, Rim, Lee, "DDSketch"
-    (VLDB 2019). Number, sum and maximum are exact.
+    The histogram has 8 logarithmic buckets per power of two: 278 from 128 ns to an hour,
+    which fit into a line. So a quantile is at most 4.5 % off, and adding histograms loses
+    nothing, as in Masson, Rim, Lee, "DDSketch" (VLDB 2019). Number, sum and maximum are
+    exact.
     """
 
     def __init__(self) -> None:
@@ -704,7 +661,7 @@ class Times:
         self.buckets: Counter[int] = Counter()
         self.cpu = self.inside = 0  # parts of the total
         self.with_cpu = self.with_inside = 0  # the total of the calls that have them
-        self.partly = False
+        self.partly = False  # calls faster than slower_than= are missing
 
     def add(self, ns: int, calls: int = 1, errors: int = 0) -> None:
         """Add calls that took equally long."""
@@ -712,7 +669,7 @@ class Times:
         self.errors += errors
         self.total += calls * ns
         self.max = max(self.max, ns)
-        self.buckets[_bucket(ns)] += calls
+        self.buckets[int(8 * math.log2(max(128, ns)))] += calls
 
     def quantile(self, q: float) -> float:
         """The ns that a share `q` of the calls did not exceed."""
@@ -772,6 +729,62 @@ class Times:
         return {**self.figures(), **shares, "partly": self.partly}
 
 
+# --- exit and fork --------------------------------------------------------------------
+
+_sampler_lock = threading.RLock()  # held while samples are taken and logged
+
+
+def flush() -> None:
+    """Log what has been counted so far, without waiting for the interval to end."""
+    # Otherwise exiting would end the sampling thread in the middle of its lines.
+    _pause_sampling()
+    try:
+        _flush_due(math.inf)
+    finally:
+        _resume_sampling()
+
+
+def _pause_sampling() -> None:
+    # At most a second: the logging handler in the sampling thread may be waiting for a
+    # lock that this thread holds, or for a server.
+    _sampler_lock.acquire(timeout=1)
+
+
+def _resume_sampling() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not paused in time
+        _sampler_lock.release()
+
+
+def _after_fork() -> None:
+    global _profiling, _sampler_lock
+    # New ones: a thread that does not exist here may hold the old ones.
+    _profiling, _sampler_lock = threading.Lock(), threading.RLock()
+    with _sampler_lock:  # the sampling thread starts here, and must not flush yet
+        for tally in _tallies[:]:
+            tally.restart()
+    _flush_at_exit()
+
+
+def _flush_at_exit() -> None:
+    # multiprocessing ends its processes with os._exit(), which skips atexit. When they
+    # start, they clear their finalizers and then call what is registered after a fork.
+    if util := sys.modules.get("multiprocessing.util"):
+        finalize = functools.partial(util.Finalize, None, flush, exitpriority=0)
+        finalize()
+        util.register_after_fork(flush, lambda _: finalize())
+
+
+atexit.register(flush)
+_flush_at_exit()
+if hasattr(os, "register_at_fork"):
+    # Paused, so that no lock of a logging handler stays locked in the child.
+    os.register_at_fork(
+        before=_pause_sampling,
+        after_in_parent=_resume_sampling,
+        after_in_child=_after_fork,
+    )
+
+
 # --- sampling -------------------------------------------------------------------------
 
 # Innermost frames of threads that only wait.
@@ -794,25 +807,27 @@ def start_sampling(
 
     interval: seconds between two samples.
     every: seconds between two reports.
-    logger, level: where the lines go. No samples are taken while they would not be logged
-        there.
+    logger, level: where the lines go. Nothing is sampled while that logger is disabled for
+        that level.
 
     A daemon thread counts the stacks (function, file and line of each frame) of all other
-    threads, up to 5,000 different ones. A report begins with a line with the number of
-    `samples`; those `missed`, because the interpreter was not released in time, which
-    repeat the next one; the `cpu` seconds of this thread; and `rest`, the number of
-    stacks that are not among the 300 most frequent ones in the lines that follow.
+    threads, up to 5,000 different ones. The first line of a report has the number of
+    `samples`; how many of them were `missed` because the interpreter was not released in
+    time, and repeat the next one; the `cpu` seconds of the daemon thread; and `rest`, the
+    number of stacks that are not among the 300 most frequent ones in the lines that follow.
 
-    A thread is waiting if it is in a function of WAITING or, on Linux, has used less than
-    a tenth of the time since the previous sample. So short waits between computations
-    count as running, and waiting for the interpreter lock as waiting. In an asyncio
-    program the running task is seen, with its chain of coroutines, but no task that
-    waits. C code appears as the line that calls it. Samples are taken when the
-    interpreter switches threads, so they lean towards places where a thread waits; to
-    switch sooner, sys.setswitchinterval() is lowered to a twentieth of the interval.
+    A thread is waiting if it is in a function of WAITING or, on Linux, if it has used less
+    than a tenth of the time since the previous sample. So short waits between computations
+    count as running; waiting for the global interpreter lock, and what a new thread does in
+    its first tenth of an interval, count as waiting. An asyncio program shows the running
+    task with its chain of coroutines, but no suspended task. C code appears as the line
+    that calls it. Samples are taken when the interpreter switches threads, so they are
+    biased towards places where a thread waits; to switch sooner, sys.setswitchinterval() is
+    lowered to a twentieth of the interval.
 
-    A forked child samples itself; Python 3.12 and later warn about forking with several
-    threads, this one included. A second call does nothing. Raises ValueError for invalid
+    A forked child samples itself. Python 3.12 and later warn about forking with several
+    threads, including this one. Where gevent has patched threading, the thread is a
+    greenlet and sees only itself. A second call does nothing. Raises ValueError for invalid
     options.
     """
     global _sampler
@@ -824,7 +839,7 @@ def start_sampling(
         sys.setswitchinterval(min(sys.getswitchinterval(), interval / 20))
 
 
-SAMPLING = ("samples", "missed", "rest", "seconds", "cpu")  # what a report begins with
+SAMPLING = ("samples", "missed", "rest", "seconds", "cpu")  # first line of a report
 
 
 class Sampler(Tally):
@@ -836,7 +851,7 @@ class Sampler(Tally):
 
     def restart(self) -> None:
         super().restart()
-        # Processor time (ns) and stack of each thread in the sample before.
+        # Processor time (ns) and stack of each thread in the previous sample.
         self.before: dict[int, tuple[int, Stack]] = {}
         self.native_ids: dict[int | None, int | None] = {}
         # No thread survives a fork.
@@ -879,7 +894,9 @@ class Sampler(Tally):
     def add_stacks(self, weight: int) -> None:
         frames, own = sys._current_frames(), threading.get_ident()
         if frames.keys() != self.before.keys() | {own}:
+            # Threads have started or ended.
             self.native_ids = {t.ident: t.native_id for t in threading.enumerate()}
+        busy = weight * self.interval * 1e8  # ns, a tenth of the time
         after: dict[int, tuple[int, Stack]] = {}
         for ident, frame in frames.items():
             if ident == own:
@@ -887,9 +904,7 @@ class Sampler(Tally):
             cpu = _cpu_time(self.native_ids.get(ident))
             cpu_before, stack = self.before.get(ident, (0, None))
             if stack is None or cpu is None or cpu != cpu_before:
-                idle = (
-                    cpu is not None and cpu - cpu_before < weight * self.interval * 1e8
-                )
+                idle = cpu is not None and cpu - cpu_before < busy
                 stack = self.stack(frame, idle)
             elif not stack[0]:  # it has not run, so it is where it was
                 stack = (True, stack[1])
@@ -902,8 +917,8 @@ class Sampler(Tally):
         known = self.frames
         while frame is not None and len(texts) < MAX_DEPTH:
             code = frame.f_code
-            # To compute a frame's line takes 1 us, to look it up 0.1 us. A reference to the
-            # code keeps its id from being reused.
+            # Computing a frame's line takes 1 us, looking it up 0.1 us. The reference to
+            # the code keeps its id from being reused.
             key = id(code), frame.f_lasti
             if key in known:
                 text = known[key][1]
@@ -915,7 +930,7 @@ class Sampler(Tally):
         return idle or WAITING.search(texts[0]) is not None, tuple(texts)
 
     def count(self, batch: list[Stack]) -> None:
-        # Most occur many times, and to hash one takes 1 us.
+        # Most occur many times, and hashing one takes 1 us.
         stacks = {id(stack): stack for stack in batch}
         for number, n in Counter(map(id, batch)).items():
             if stacks[number] in self.counts or len(self.counts) < MAX_STACKS:
@@ -938,7 +953,7 @@ _sampler: Sampler | None = None
 
 def _cpu_time(native_id: int | None) -> int | None:
     """Processor time (ns) of a thread, or None."""
-    # Linux' clock of a thread, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED. The function for it,
+    # Linux's clock of a thread, CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED. The function for it,
     # pthread_getcpuclockid(), crashes if the thread has ended.
     try:
         return None if native_id is None else time.clock_gettime_ns(~native_id << 3 | 6)
@@ -1042,7 +1057,7 @@ def _innermost(func: Function) -> Any:
 
 
 def _short(text: str) -> str:
-    """The end of a text that fits into MAX_TEXT_LENGTH characters of JSON."""
+    """The end of a text, as much as fits into MAX_TEXT_LENGTH characters of JSON."""
     text = text[-MAX_TEXT_LENGTH:]
     while len(json.dumps(text)) > MAX_TEXT_LENGTH:
         text = text[len(text) // 4 + 1 :]
@@ -1055,7 +1070,7 @@ KINDS = {
     f"{kind} ".encode(): kind
     for kind in ("timeit", "cache_profile", "profile", "sampling")
 }
-# In a log that is itself JSON, a line is part of a string, with its quotes escaped.
+# In a log that is itself JSON, the line is inside a string, with its quotes escaped.
 START = re.compile(rb'{\\*"name\\*": ')
 TIME_OF_DAY = re.compile(rb"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d")
 DECODER = json.JSONDecoder()
@@ -1075,7 +1090,7 @@ def read_log(path: str) -> Iterator[bytes]:
 
 
 def parse(line: bytes) -> Iterator[tuple[str, Record | None]]:
-    """The decorators' lines in a line of a log as (kind, record), None for damage.
+    """What was logged in a line of a log, as (kind, record); damaged records are None.
 
     Usually there is at most one; there are more if a write was cut off.
     """
@@ -1106,7 +1121,7 @@ def _text(value: object) -> str:
 def _number(value: Any) -> Any:
     if type(value) in (int, float) and 0 <= value < 1e15:
         return value
-    raise ValueError("not a number, or an absurd one")
+    raise ValueError("not a number, or out of range")
 
 
 def _ns(seconds: object) -> int:
@@ -1114,7 +1129,7 @@ def _ns(seconds: object) -> int:
 
 
 class Report:
-    """Sums over the lines of logs, in any order."""
+    """The sums of the lines of logs, which may come in any order."""
 
     def __init__(self, folder: Path | None) -> None:
         """Complete profiles are written to `folder`. Raises OSError."""
@@ -1131,7 +1146,7 @@ class Report:
     def read(self, line: bytes) -> None:
         """Raises OSError if a profile cannot be written."""
         for kind, record in parse(line):
-            try:
+            try:  # an empty record is damaged, too
                 self.add(kind, record or {}, line)
             except DAMAGE:
                 self.damaged += 1
@@ -1164,18 +1179,23 @@ class Report:
         self.sums[table].setdefault(key, Counter()).update(counts)
 
     def add_profile(self, key: tuple[Place, str], record: Record, line: bytes) -> None:
-        row = self.profiles.setdefault(key, {"complete": False, "slowest": []})
+        number, data = _number(record["part"]), _text(record["data"])
+        seconds = _number(record["seconds"])
+        new = {"complete": False, "slowest": [], "seconds": seconds}
+        row = self.profiles.setdefault(key, new)
         if row["complete"]:
             return
         parts = self.parts[key]
-        parts[_number(record["part"])] = _text(record["data"])
-        row["seconds"] = _number(record["seconds"])
+        parts[number] = data
         if match := TIME_OF_DAY.search(line):
             row["time"] = match[0].decode()
         if len(parts) == _number(record["parts"]):
             stats = _unpack("".join(part for _, part in sorted(parts.items())))
             slowest = sorted(stats.items(), key=lambda item: -item[1][2])[:3]
-            row["slowest"] = [[name, times[2]] for (_, _, name), times in slowest]
+            row["slowest"] = [
+                [_located(name, file, line), times[2]]
+                for (file, line, name), times in slowest
+            ]
             row["complete"] = True
             del self.parts[key]
             if self.folder:
@@ -1213,7 +1233,7 @@ class Report:
         for row in figures["caches"]:
             for key in ("hits", "hits_unbounded"):
                 row[f"{key}_share"] = row[key] / max(row["calls"], 1)
-        for name, usual in SORTED_BY.items():
+        for name, (usual, _) in TABLES.items():
             keys = (sort, f"{sort}_share", usual)
             figures[name].sort(key=lambda row: -next(row[k] for k in keys if k in row))
             figures[name] = figures[name][:top]
@@ -1254,20 +1274,16 @@ def _unpack(data: str) -> dict[Any, Any]:
 
 # --- tables ---------------------------------------------------------------------------
 
-SORTED_BY = {
-    "sampled_functions": "own_share",
-    "sampled_lines": "own_share",
-    "functions": "total",
-    "caches": "saved",
-}
-COLUMNS = {
-    "sampled_functions": "own_share total_share waiting_share frame",
-    "sampled_lines": "own_share total_share waiting_share frame",
-    "functions": "calls total mean p50 p95 max errors cpu_share inside_share function",
-    "caches": "calls distinct unhashable hits_share hits_unbounded_share total saved"
-    " maxsize function",
-    "profiles": "id time seconds function",
-    "skipped": "calls reason function",
+SHARES = "own_share total_share waiting_share frame"
+CACHES = "calls distinct unhashable hits_share hits_unbounded_share total saved"
+TIMES = "calls total mean p50 p95 max errors cpu_share inside_share"
+TABLES = {  # name: (sorted by, columns)
+    "sampled_functions": ("own_share", SHARES),
+    "sampled_lines": ("own_share", SHARES),
+    "functions": ("total", f"{TIMES} function"),
+    "caches": ("saved", f"{CACHES} maxsize function"),
+    "profiles": ("seconds", "id time seconds function"),
+    "skipped": ("calls", "calls reason function"),
 }
 
 
@@ -1279,7 +1295,7 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
             f"missed, {row['rest']:,} rare stacks left out; they took "
             f"{row['cpu'] / max(row['seconds'], 0.01):.2%} of a processor\n"
         )
-    for name, columns in COLUMNS.items():
+    for name, (_, columns) in TABLES.items():
         if not figures[name]:
             continue
         rows = [[column.removesuffix("_share") for column in columns.split()]]
@@ -1297,13 +1313,18 @@ def tables(figures: dict[str, list[Record]]) -> Iterator[str]:
 
 
 def _label(row: Record) -> str:
-    label = f"{row['name']} ({Path(row['file']).name}:{row['line']})"
+    label = _located(*(row[key] for key in PLACE))
     if row.get("partly"):
         label += " *"
     if "slowest" in row:
         slowest = [f"{_cell(seconds)} {name}" for name, seconds in row["slowest"]]
         label += ": " + (", ".join(slowest) or "damaged or incomplete")
     return label
+
+
+def _located(name: str, file: str, line: int) -> str:
+    # What is not written in Python has no line.
+    return f"{name} ({Path(file).name}:{line})" if line else name
 
 
 def _cell(value: Any, key: str = "") -> str:
@@ -1316,7 +1337,7 @@ def _duration(seconds: float) -> str:
     for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if seconds * scale >= 1:
             break
-    return f"{seconds * scale:.{3 if seconds < 1000 else 7}g} {unit}"
+    return f"{seconds * scale:.{3 if seconds < 1000 else 7}g} {unit}"  # no exponent
 
 
 def _printable(text: str) -> str:
@@ -1374,7 +1395,7 @@ def run_demo() -> str:
     folder = Path(tempfile.mkdtemp(prefix="decorators-demo-"))
     shutil.copy(__file__, folder / "decorators.py")
     (folder / "shop.py").write_text(DEMO, encoding="utf-8")
-    # In a session of its own it does not receive Ctrl-C; run() ends it.
+    # In a session of its own it does not receive Ctrl-C; run() kills it.
     command = [sys.executable, "shop.py"]
     subprocess.run(command, cwd=folder, check=True, start_new_session=True)
     _print_error(f"ran {folder / 'shop.py'}, reading {folder / 'shop.log'}:")
@@ -1395,7 +1416,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("log", nargs="*", metavar="LOG", help="plain or gzip; - for standard input")
     orders = ["own", "total", "waiting", "mean", "p95", "max", "calls", "saved"]
-    usual = "samples by own, functions by total, caches by saved"
+    usual = "samples by own, functions by total, caches by saved, profiles by seconds"
     add("--sort", choices=orders, default="", help=f"default: {usual}")
     add("--json", action="store_true", help="for machines, times in seconds")
     add("--pstats", type=Path, metavar="FOLDER", help="write the profiles there")
@@ -1414,7 +1435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, subprocess.SubprocessError) as error:
-        # Or flushing the rest of the buffer would fail again at exit.
+        # Otherwise flushing the rest of the buffer would fail again at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # such as `| head`

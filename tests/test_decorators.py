@@ -571,6 +571,24 @@ def test_every_limits_the_rate_of_profiles(profilers: Profilers, clock: Clock) -
     assert len(profilers) == 2
 
 
+def test_every_holds_for_calls_that_begin_while_a_profile_is_logged(
+    profilers: list[cProfile.Profile],
+) -> None:
+    class Handler(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            if len(profilers) == 1:
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+            return True
+
+    logger = logging.Logger("unregistered")  # noqa: LOG001
+    logger.addHandler(Handler())
+    work = profile(every=60, logger=logger)(function)
+    work()
+    assert len(profilers) == 1
+
+
 def test_the_profile_of_a_fast_call_is_not_logged(lines: Lines, clock: Clock) -> None:
     profiled = profile(slower_than=0.125)(clock.tick)
     for seconds in (0.0625, 0.125, 0.0):
@@ -1011,10 +1029,10 @@ def test_a_call_may_interrupt_counting(lines: Lines, monkeypatch: MonkeyPatch) -
 
 
 @needs_fork
-@pytest.mark.parametrize("how", ["os.fork", "fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("how", ["os.fork", "C", "fork", "forkserver", "spawn"])
 def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) -> None:
     program = """
-        import multiprocessing
+        import ctypes, multiprocessing
 
         @timeit(every=3600)
         @cache_profile
@@ -1032,8 +1050,12 @@ def test_a_child_logs_its_own_calls_under_its_own_pid(how: str, tmp_path: Path) 
         if __name__ == "__main__":
             calls(2000)  # enough to be counted before the fork
             how = sys.argv[1]
-            if how == "os.fork":
-                if fork() == 0:
+            if how in ("os.fork", "C"):
+                if how == "os.fork":
+                    child = fork()
+                elif (child := ctypes.PyDLL(None).fork()) == 0:  # as uWSGI does
+                    ctypes.pythonapi.PyOS_AfterFork_Child()
+                if child == 0:
                     calls(1)
                     sys.exit()
                 os.wait()
@@ -1276,6 +1298,40 @@ def test_no_garbage_is_collected_while_a_sample_is_taken(
             between.add(gc.isenabled())
         assert not any(seen)
         assert any(between) == {collecting}
+    """
+    run_program(program, tmp_path)
+
+
+@needs_fork
+def test_a_thread_that_holds_a_lock_of_the_handler_can_fork(tmp_path: Path) -> None:
+    program = """
+        class Handler(logging.Handler):
+            def handle(self, record):
+                at_work.set()
+                with lock:
+                    pass
+
+        at_work, lock = threading.Event(), threading.Lock()
+        logging.getLogger().handlers = [Handler()]
+        with lock:
+            start_sampling(every=0.05)
+            at_work.wait()
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
+    """
+    run_program(program, tmp_path)
+
+
+@needs_fork
+def test_sampling_starts_in_a_child_when_all_counts_are_at_zero(tmp_path: Path) -> None:
+    program = """
+        start_sampling(interval=1e-6)
+        decorated = [timeit(every=1e-6)(abs) for _ in range(1000)]
+        for _ in range(10):
+            if os.fork() == 0:
+                os._exit(0)
+            os.wait()
     """
     run_program(program, tmp_path)
 
@@ -1667,6 +1723,17 @@ def test_rotated_logs_can_be_read_in_any_order(
     assert found["profiles"][0]["complete"] is True
 
 
+def test_profiles_are_sorted_by_seconds_and_limited_by_top(read: Read) -> None:
+    lines = [
+        line
+        for seconds in (0.5, 2.0, 1.0)
+        for line in profile_lines(id=f"{seconds}", seconds=seconds)
+    ]
+
+    _, found, _ = read(*lines, options=["--top", "2"])
+    assert [row["seconds"] for row in found["profiles"]] == [2.0, 1.0]
+
+
 def test_the_lines_of_two_profiles_may_be_mixed(read: Read) -> None:
     one, two = profile_lines(), profile_lines(name="shop.other", id="ba9876543210")
     mixed = [line for pair in zip(one, reversed(two)) for line in pair]
@@ -1681,7 +1748,7 @@ def test_lines_of_a_profile_that_was_read_already_change_nothing(read: Read) -> 
     status, found, err = read(*profile_lines(), *profile_lines(data=b"other"))
 
     assert (status, err) == (0, "")
-    assert found["profiles"][0]["slowest"] == [["handle", 0.5]]
+    assert found["profiles"][0]["slowest"] == [["handle (shop.py:1)", 0.5]]
 
 
 DAMAGED_PROFILES: dict[str, list[str]] = {
@@ -1782,7 +1849,7 @@ calls  distinct  unhashable   hits  hits_unbounded  total  saved  maxsize  funct
 
 == profiles
           id                 time  seconds  function
-0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle
+0123456789ab  2026-11-21T21:19:18   750 ms  shop.handle (shop.py:3): 500 ms handle (shop.py:1)
 
 == skipped
 calls                       reason  function
