@@ -785,7 +785,7 @@ def service_url(argument: str | None) -> str:
     try:
         url = httpx.URL(text)
         usable = url.scheme in ("http", "https") and url.host and not url.fragment
-        usable = usable and (url.port or 80) < 65536
+        usable = usable and (url.port is None or url.port in range(1, 65536))
     except (httpx.InvalidURL, UnicodeError):
         usable = False
     if not usable:

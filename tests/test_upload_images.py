@@ -1209,7 +1209,8 @@ UNUSABLE = {
     "is not an http or https URL such as": [
         *("--url=ftp://a.test/", "--url=a.test/up/", "--url=/up/", "--url=http://"),
         *("--url=http://a.test/#b", "--url=http://[::1", "--url=http://a.test:port/"),
-        *("--url=http://xn--/", "--url=http://a:65536/"),
+        *("--url=http://xn--/", "--url=http://a:65536/", "--url=http://a.test:0/"),
+        "--url=http://a.test:-1/",
     ],
     "is not a header field such as 'Name: value'": [
         *("--header=X-One 1", "--header=: 1", "--header=X One: 1", "--header=Ü: 1"),
