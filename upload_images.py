@@ -43,13 +43,12 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Sequence,
 )
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TextIO, TypeVar
+from typing import BinaryIO, Self, TextIO, TypeVar
 
 import httpx
 
@@ -636,8 +635,8 @@ class Run:
             self._close_report()
             self.exit_status = 1
 
-    def execute(self, work: Coroutine[Any, Any, None]) -> int:
-        """Await `work`, print the summary, return the exit status.
+    def execute(self, work: Callable[[], Awaitable[None]]) -> int:
+        """Await `work()`, print the summary, return the exit status.
 
         Ctrl-C, SIGTERM and giving up cancel it.
         """
@@ -645,18 +644,21 @@ class Run:
         async def supervised() -> None:
             self._task = asyncio.current_task()
             loop = asyncio.get_running_loop()
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(signal.SIGTERM, self._cancel, 143)
+            # asyncio.run() would raise KeyboardInterrupt anywhere at the second Ctrl-C.
+            for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup or &
+                    with contextlib.suppress(NotImplementedError):  # Windows
+                        loop.add_signal_handler(number, self._cancel, status)
             if logger.isEnabledFor(logging.WARNING):
                 self._show_progress()
             async with self.client:
-                await work
+                await work()
             self._empty_report()
 
         stream = sys.stderr if self.report is sys.stdout else sys.stdout
         try:
             asyncio.run(supervised())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # Windows
             self.exit_status = 130
         except asyncio.CancelledError:
             pass  # by _cancel()
@@ -879,13 +881,13 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 def run_images(
     verb: str,
     arguments: argparse.Namespace,
-    work: Callable[[Run, argparse.Namespace], Coroutine[Any, Any, None]],
+    work: Callable[[Run, argparse.Namespace], Awaitable[None]],
 ) -> int:
     """Await `work(run, arguments)`; return the exit status of the run."""
     a = arguments
     client = Client(service_url(a.url), a.field, a.header, a.timeout, a.retries)
     run = Run(verb, client, open_report(a.report), a.shard, a.give_up_after)
-    return run.execute(work(run, arguments))
+    return run.execute(lambda: work(run, arguments))
 
 
 def run_main(

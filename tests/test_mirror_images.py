@@ -1754,6 +1754,20 @@ def test_a_signal_ends_the_run_at_once_although_a_worker_is_busy(
 
 
 @forks
+def test_a_second_ctrl_c_does_not_keep_workers_from_being_killed(
+    service: Service,
+) -> None:
+    again = "signal.raise_signal(signal.SIGINT), kill(worker)"
+    first = "kill = mirror_images.Worker.kill"
+    first += f"; mirror_images.Worker.kill = lambda worker: ({again})[1]"
+    service.images["a.png"] = PNG
+    work = "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    process = run_process(service, work=work, first=first)
+    assert (process.returncode, process.stderr) == (130, "")
+    assert process.stdout.startswith("0 mirrored, 0 failed, 0 skipped, 1 not tried, ")
+
+
+@forks
 def test_a_worker_does_not_outlive_its_parent(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "worker"
     work = f"open({str(path)!r}, 'w').write(str(os.getpid()))"
