@@ -792,7 +792,8 @@ def service_url(argument: str | None) -> str:
         usable = False
     if not usable:
         source = "" if argument else "$IMAGES_URL: "
-        message = f"{text!r} is not an http or https URL such as {DEFAULT_URL}"
+        shown = re.sub(".*@", "...@", text, flags=re.DOTALL)  # a password is secret
+        message = f"{shown!r} is not an http or https URL such as {DEFAULT_URL}"
         raise FatalError(source + message)
     return text
 

@@ -1268,6 +1268,7 @@ ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
     [
         ("IMAGES_URL", "images", "$IMAGES_URL: 'images' is not an http or https URL"),
         ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not an http"),
+        ("IMAGES_URL", "ftp://me:secret@a.test/", "$IMAGES_URL: '...@a.test/' is not"),
         ("HTTP_PROXY", "strange://", ENVIRONMENT),
         ("ALL_PROXY", "http://[::1", ENVIRONMENT),
         ("SSL_CERT_FILE", "/nowhere", ENVIRONMENT),
