@@ -1001,10 +1001,12 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
             names = self.server.names()
             return self.respond(200, "".join(f"{name}\n" for name in names))
         name = urllib.parse.unquote(path.removeprefix(PATH))
+        image = self.server.folder / name
         content = None
         if path.startswith(PATH) and is_safe_name(name):
             with contextlib.suppress(OSError):
-                content = (self.server.folder / name).read_bytes()
+                # Opening a named pipe would block.
+                content = image.read_bytes() if image.is_file() else None
         if content is None:
             message = f"not found, or not readable; {PATH} lists the images"
             return self.send_error(404, explain=message)

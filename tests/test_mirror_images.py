@@ -2032,10 +2032,12 @@ def test_head_responds_like_get_but_without_a_body(served: Served, path: str) ->
         *("/images/..%5csecret.png", "/images/.", "/images/%2fetc%2fpasswd"),
         *("/images//etc/passwd", "/images/a%00.png", "/images/.hidden.png"),
         *("/images/%ff.png", "http://localhost/images/", "/images/" + "x" * 256),
+        "/images/pipe.png",
     ],
 )
 def test_any_other_path_is_not_found(served: Served, path: str) -> None:
     write(served.folder, "folder.png/in.png", ".hidden.png", "../secret.png")
+    os.mkfifo(served.folder / "pipe.png")
     status, _, content = served.ask(f"GET {path}")
     assert status == 404
     assert b"pixels" not in content
