@@ -10,7 +10,7 @@ Each file whose name is that of an image is sent in its own POST request, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py uses `Run`, too, which processes many images at once, counts and
+mirror_images.py also uses `Run`, which processes many images at once, counts and
 reports, and its `Client`, which talks to the service and retries.
 """
 
@@ -58,7 +58,7 @@ T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000/images/"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
-# The retry policy. Any status that is in neither set would just recur.
+# The retry policy. Any other status would just recur.
 # 202 does not mean that an image is saved (RFC 9110), and 206 is only a part of one.
 SUCCESS = {"GET": {200}, "POST": {200, 201, 204}}
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
@@ -920,7 +920,7 @@ def run_main(
         root.removeHandler(handler)
         root.setLevel(old_level)
         for stream in (sys.stdout, sys.stderr):
-            print_line("", stream, end="")
+            print_line("", stream, end="")  # flushes it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
