@@ -1100,7 +1100,7 @@ def file_name(headers: bytes) -> str | None:
     """The filename in the headers of a part; None if it has none.
 
     It may be escaped as browsers do it (WHATWG HTML, section 4.10.21.8), with
-    backslashes (RFC 2183), or extended (RFC 8187).
+    backslashes (RFC 2183), or extended (RFC 8187). ValueError if that cannot be decoded.
     """
     disposition = re.search(rb"(?im)^content-disposition:(.*)", headers)
     if not disposition:
@@ -1112,7 +1112,7 @@ def file_name(headers: bytes) -> str | None:
     if value is None:
         return None
     if isinstance(value, tuple):  # extended
-        return str(email.utils.collapse_rfc2231_value(value))
+        return str(email.utils.collapse_rfc2231_value(value, errors="strict"))
     name: str = value.encode("latin-1").decode("utf-8", "surrogateescape")
     return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 

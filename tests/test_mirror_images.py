@@ -2092,6 +2092,7 @@ def test_all_files_of_a_form_are_saved_but_no_other_field(served: Served) -> Non
         *('filename="a/b.png"', 'filename="/x.png"', 'filename="a\\b.png"'),
         *('filename="C:\\\\x.png"', 'filename="\0.png"', "filename=.hidden.png"),
         *("filename*=utf-8''..%2Fx.png", "filename*=utf-8''%2Ehidden.png"),
+        "filename*=utf-8''not-utf-8-%FF.png",
     ],
 )
 def test_an_unsafe_name_fails_the_whole_form(served: Served, parameters: str) -> None:
