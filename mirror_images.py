@@ -898,7 +898,6 @@ MIRROR_FUNCTIONS = {
 PATH = "/images/"
 MAX_UPLOAD_SIZE = 1 << 26  # bytes of a request body, which is held in memory: 64 MiB
 MAX_PARTS = 1000  # of a form
-LENGTH = re.compile("[0-9]{1,18}")
 
 
 class ImageServer(http.server.ThreadingHTTPServer):
@@ -942,8 +941,7 @@ class ImageServer(http.server.ThreadingHTTPServer):
 
     def save(self, name: str, content: memoryview) -> None:
         """Save an image whole or not at all."""
-        thread = f"{os.getpid()}-{threading.get_ident()}"
-        temporary = self.folder / f".upload-{thread}"
+        temporary = self.folder / f".upload-{os.getpid()}-{threading.get_ident()}"
         try:
             temporary.write_bytes(content)
             temporary.replace(self.folder / name)
@@ -1001,10 +999,12 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
             names = self.server.names()
             return self.respond(200, "".join(f"{name}\n" for name in names))
         name = urllib.parse.unquote(path.removeprefix(PATH))
+        image = self.server.folder / name
         content = None
         if path.startswith(PATH) and is_safe_name(name):
             with contextlib.suppress(OSError):
-                content = (self.server.folder / name).read_bytes()
+                # Opening a named pipe would block.
+                content = image.read_bytes() if image.is_file() else None
         if content is None:
             message = f"not found, or not readable; {PATH} lists the images"
             return self.send_error(404, explain=message)
@@ -1014,17 +1014,18 @@ class ImageHandler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Save all files of a form."""
-        length = self.headers.get("Content-Length", "")
+        header = self.headers.get("Content-Length", "")
+        length = int(header) if re.fullmatch("[0-9]{1,18}", header) else None
         if self.path.partition("?")[0] not in (PATH, PATH.rstrip("/")):
             self.send_error(404, explain=f"POST images to {PATH}")
-        elif "Transfer-Encoding" in self.headers or not LENGTH.fullmatch(length):
+        elif "Transfer-Encoding" in self.headers or length is None:
             self.send_error(411, explain="send a Content-Length, not a chunked body")
-        elif int(length) > MAX_UPLOAD_SIZE:
+        elif length > MAX_UPLOAD_SIZE:
             self.send_error(413, explain=f"the limit is {MAX_UPLOAD_SIZE >> 20} MiB")
         elif self.headers.get_content_type() != "multipart/form-data":
             self.send_error(415, explain="send images as multipart/form-data")
         else:
-            self.save_form(self.rfile.read(int(length)))
+            self.save_form(self.rfile.read(length))
 
     def save_form(self, body: bytes) -> None:
         try:
@@ -1084,7 +1085,7 @@ def form_files(body: bytes, boundary: str) -> dict[str, memoryview]:
     for part in parts:
         head_end = part.find(b"\r\n\r\n")
         if head_end < 0:
-            raise ValueError("a part has no end of its headers")
+            raise ValueError("the headers of a part are incomplete")
         name = file_name(part[:head_end])
         if name is not None:
             if not is_safe_name(name):
@@ -1099,7 +1100,7 @@ def file_name(headers: bytes) -> str | None:
     """The filename in the headers of a part; None if it has none.
 
     It may be escaped as browsers do it (WHATWG HTML, section 4.10.21.8), with
-    backslashes (RFC 2183), or extended (RFC 8187).
+    backslashes (RFC 2183), or extended (RFC 8187). ValueError if that cannot be decoded.
     """
     disposition = re.search(rb"(?im)^content-disposition:(.*)", headers)
     if not disposition:
@@ -1111,7 +1112,7 @@ def file_name(headers: bytes) -> str | None:
     if value is None:
         return None
     if isinstance(value, tuple):  # extended
-        return str(email.utils.collapse_rfc2231_value(value))
+        return str(email.utils.collapse_rfc2231_value(value, errors="strict"))
     name: str = value.encode("latin-1").decode("utf-8", "surrogateescape")
     return name.replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
@@ -1164,7 +1165,7 @@ def draw_samples(folder: Path) -> None:
 def draw_sample(
     size: tuple[int, int], background: str | None, moment: float = 0.3
 ) -> Image.Image:
-    """An arrow to the right, under a sun that moves from left to right, on a slope."""
+    """An arrow to the right on a slope, under a sun that moves from left to right."""
     scale = 4  # drawn larger, then reduced, for smooth edges
     width, height = size[0] * scale, size[1] * scale
     image = Image.new("RGBA", (width, height))

@@ -10,7 +10,7 @@ Each file whose name is that of an image is sent in its own POST request, as
 multipart/form-data (RFC 7578), several at once. The request body is built here and
 streamed from disk; httpx is only the transport.
 
-mirror_images.py uses `Run`, too, which processes many images at once, counts and
+mirror_images.py also uses `Run`, which processes many images at once, counts and
 reports, and its `Client`, which talks to the service and retries.
 """
 
@@ -43,13 +43,12 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Sequence,
 )
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Self, TextIO, TypeVar
+from typing import BinaryIO, Self, TextIO, TypeVar
 
 import httpx
 
@@ -59,7 +58,7 @@ T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000/images/"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
-# The retry policy. Any status that is in neither set would just recur.
+# The retry policy. Any other status would just recur.
 # 202 does not mean that an image is saved (RFC 9110), and 206 is only a part of one.
 SUCCESS = {"GET": {200}, "POST": {200, 201, 204}}
 RETRYABLE = {408, 425, 429, 500, 502, 503, 504}
@@ -636,8 +635,8 @@ class Run:
             self._close_report()
             self.exit_status = 1
 
-    def execute(self, work: Coroutine[Any, Any, None]) -> int:
-        """Await `work`, print the summary, return the exit status.
+    def execute(self, work: Callable[[], Awaitable[None]]) -> int:
+        """Await `work()`, print the summary, return the exit status.
 
         Ctrl-C, SIGTERM and giving up cancel it.
         """
@@ -645,18 +644,21 @@ class Run:
         async def supervised() -> None:
             self._task = asyncio.current_task()
             loop = asyncio.get_running_loop()
-            with contextlib.suppress(NotImplementedError):  # Windows
-                loop.add_signal_handler(signal.SIGTERM, self._cancel, 143)
+            # asyncio.run() would raise KeyboardInterrupt anywhere at the second Ctrl-C.
+            for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as after nohup or &
+                    with contextlib.suppress(NotImplementedError):  # Windows
+                        loop.add_signal_handler(number, self._cancel, status)
             if logger.isEnabledFor(logging.WARNING):
                 self._show_progress()
             async with self.client:
-                await work
+                await work()
             self._empty_report()
 
         stream = sys.stderr if self.report is sys.stdout else sys.stdout
         try:
             asyncio.run(supervised())
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # Windows
             self.exit_status = 130
         except asyncio.CancelledError:
             pass  # by _cancel()
@@ -785,12 +787,13 @@ def service_url(argument: str | None) -> str:
     try:
         url = httpx.URL(text)
         usable = url.scheme in ("http", "https") and url.host and not url.fragment
-        usable = usable and (url.port or 80) < 65536
+        usable = usable and (url.port is None or url.port in range(1, 65536))
     except (httpx.InvalidURL, UnicodeError):
         usable = False
     if not usable:
         source = "" if argument else "$IMAGES_URL: "
-        message = f"{text!r} is not an http or https URL such as {DEFAULT_URL}"
+        shown = re.sub(".*@", "...@", text, flags=re.DOTALL)  # a password is secret
+        message = f"{shown!r} is not an http or https URL such as {DEFAULT_URL}"
         raise FatalError(source + message)
     return text
 
@@ -879,13 +882,13 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
 def run_images(
     verb: str,
     arguments: argparse.Namespace,
-    work: Callable[[Run, argparse.Namespace], Coroutine[Any, Any, None]],
+    work: Callable[[Run, argparse.Namespace], Awaitable[None]],
 ) -> int:
     """Await `work(run, arguments)`; return the exit status of the run."""
     a = arguments
     client = Client(service_url(a.url), a.field, a.header, a.timeout, a.retries)
     run = Run(verb, client, open_report(a.report), a.shard, a.give_up_after)
-    return run.execute(work(run, arguments))
+    return run.execute(lambda: work(run, arguments))
 
 
 def run_main(
@@ -917,7 +920,7 @@ def run_main(
         root.removeHandler(handler)
         root.setLevel(old_level)
         for stream in (sys.stdout, sys.stderr):
-            print_line("", stream, end="")
+            print_line("", stream, end="")  # flushes it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1755,6 +1755,20 @@ def test_a_signal_ends_the_run_at_once_although_a_worker_is_busy(
 
 
 @forks
+def test_a_second_ctrl_c_does_not_keep_workers_from_being_killed(
+    service: Service,
+) -> None:
+    again = "signal.raise_signal(signal.SIGINT), kill(worker)"
+    first = "kill = mirror_images.Worker.kill"
+    first += f"; mirror_images.Worker.kill = lambda worker: ({again})[1]"
+    service.images["a.png"] = PNG
+    work = "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    process = run_process(service, work=work, first=first)
+    assert (process.returncode, process.stderr) == (130, "")
+    assert process.stdout.startswith("0 mirrored, 0 failed, 0 skipped, 1 not tried, ")
+
+
+@forks
 def test_a_worker_does_not_outlive_its_parent(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "worker"
     work = f"open({str(path)!r}, 'w').write(str(os.getpid()))"
@@ -2019,10 +2033,12 @@ def test_head_responds_like_get_but_without_a_body(served: Served, path: str) ->
         *("/images/..%5csecret.png", "/images/.", "/images/%2fetc%2fpasswd"),
         *("/images//etc/passwd", "/images/a%00.png", "/images/.hidden.png"),
         *("/images/%ff.png", "http://localhost/images/", "/images/" + "x" * 256),
+        "/images/pipe.png",
     ],
 )
 def test_any_other_path_is_not_found(served: Served, path: str) -> None:
     write(served.folder, "folder.png/in.png", ".hidden.png", "../secret.png")
+    os.mkfifo(served.folder / "pipe.png")
     status, _, content = served.ask(f"GET {path}")
     assert status == 404
     assert b"pixels" not in content
@@ -2077,6 +2093,7 @@ def test_all_files_of_a_form_are_saved_but_no_other_field(served: Served) -> Non
         *('filename="a/b.png"', 'filename="/x.png"', 'filename="a\\b.png"'),
         *('filename="C:\\\\x.png"', 'filename="\0.png"', "filename=.hidden.png"),
         *("filename*=utf-8''..%2Fx.png", "filename*=utf-8''%2Ehidden.png"),
+        "filename*=utf-8''not-utf-8-%FF.png",
     ],
 )
 def test_an_unsafe_name_fails_the_whole_form(served: Served, parameters: str) -> None:

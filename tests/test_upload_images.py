@@ -1209,7 +1209,8 @@ UNUSABLE = {
     "is not an http or https URL such as": [
         *("--url=ftp://a.test/", "--url=a.test/up/", "--url=/up/", "--url=http://"),
         *("--url=http://a.test/#b", "--url=http://[::1", "--url=http://a.test:port/"),
-        *("--url=http://xn--/", "--url=http://a:65536/"),
+        *("--url=http://xn--/", "--url=http://a:65536/", "--url=http://a.test:0/"),
+        "--url=http://a.test:-1/",
     ],
     "is not a header field such as 'Name: value'": [
         *("--header=X-One 1", "--header=: 1", "--header=X One: 1", "--header=Ü: 1"),
@@ -1267,6 +1268,7 @@ ENVIRONMENT = "cannot use the certificates or proxies set in the environment: "
     [
         ("IMAGES_URL", "images", "$IMAGES_URL: 'images' is not an http or https URL"),
         ("IMAGES_URL", "http://[::1", "$IMAGES_URL: 'http://[::1' is not an http"),
+        ("IMAGES_URL", "ftp://me:secret@a.test/", "$IMAGES_URL: '...@a.test/' is not"),
         ("HTTP_PROXY", "strange://", ENVIRONMENT),
         ("ALL_PROXY", "http://[::1", ENVIRONMENT),
         ("SSL_CERT_FILE", "/nowhere", ENVIRONMENT),
