@@ -855,7 +855,7 @@ def test_a_webhook_is_told_how_many_entries_were_deleted_unsent(hook: Database) 
 def test_what_is_acknowledged_before_a_retirement_is_not_missed(pg: Database) -> None:
     pg(subscribe(webhook=True) + append(range(150)) + on(9))
     claim(pg)
-    pg("BEGIN;" + delivered(100))  # not committed yet
+    pg("BEGIN; SET LOCAL statement_timeout = '10s';" + delivered(100))
     with pg.cluster.popen(pg.name, on(9) + retire(1)) as process:
         blocked = (
             "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -949,7 +949,7 @@ class FeedModel:
             self.attempt += 1
             self.state = "suspended" if outcome == "last" else "active"
 
-    def test_url(self, random: Random) -> None:
+    def pass_test(self, random: Random) -> None:
         self.pg(report_test("true, 200"))
         self.attempt = self.attempt if self.state == "active" else 0
         self.state = "active"
@@ -987,7 +987,7 @@ class FeedModel:
 def test_a_feed_and_its_readers_do_as_promised(pg: Database, seed: int) -> None:
     random = Random(seed)
     model = FeedModel(pg)
-    steps = (model.append, model.deliver, model.deliver, model.pull, model.test_url)
+    steps = (model.append, model.deliver, model.deliver, model.pull, model.pass_test)
     for _ in range(90):
         random.choice((*steps, model.resend, model.pass_day))(random)
         if model.day == 20:
@@ -1347,6 +1347,7 @@ class Promise:
     def change(self, change: Change, active_from: int) -> None:
         versions = self.versions.setdefault((change.client, change.subscription), [])
         if change.version > len(versions):
+            assert not versions or versions[-1][0] <= active_from
             versions.append((active_from, change.threshold))
 
     def image(self, image: Image, arrived: int) -> set[str]:
@@ -1397,6 +1398,11 @@ def test_an_image_is_judged_by_the_versions_in_force_at_its_time(seed: int) -> N
             expected.append(promise.image(message, arrived))
     assert found == expected
     assert sum(map(len, found)) > 100
+    for (client, _), versions in promise.versions.items():
+        for active_from, _ in versions:
+            for at in (active_from - 1, active_from):
+                image = Image(client, at, "", 4201)
+                assert match(matcher, image, at) == promise.image(image, at)
 
 
 def test_a_repeat_is_judged_as_the_first_time_whatever_has_changed() -> None:
