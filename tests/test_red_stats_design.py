@@ -1318,16 +1318,17 @@ def test_the_audit_passes_over_what_is_not_done(ch: ClickHouse) -> None:
 
 
 def test_the_digests_of_two_servers_differ_if_one_image_does(copied_days: Days) -> None:
-    ch, _ = copied_days
+    ch, images = copied_days
     before = ch.run("checksum", day=START)
+    insert(ch, *images)  # all of them again
+    repeated = ch.run("checksum", day=START)
     ch.run("merge")
-    merged = ch.run("checksum", day=START)
+    assert before == repeated == ch.run("checksum", day=START)
     ch.query(
         "INSERT INTO events SELECT client_id, at, image_id, red_bp + 1 FROM events"
         " WHERE toDate(at) = '2026-03-01' AND red_bp < 10000 LIMIT 1"
     )
-    changed = ch.run("checksum", day=START)
-    assert (before == merged, changed == before) == (True, False)
+    assert ch.run("checksum", day=START) != before
 
 
 # --- 5. Matching ----------------------------------------------------------------------
