@@ -783,6 +783,7 @@ def test_a_claim_holds_against_others_at_the_time_and_later(pg: Database) -> Non
     first, second = pg.together(*["EXECUTE claim(20);"] * 2)
     assert (len(first), len(second)) == (20, 20)
     assert len({row[0] for row in first + second}) == 40
+    pg(append([99], client=1))
     assert claim(pg) == []
 
 
