@@ -1653,6 +1653,11 @@ def test_at_the_start_an_image_a_week_late_is_counted_if_not_notified(
     assert pg(statistics(81, START, START + DAY, 4)) == [["1", "1"]]
 
 
+def test_at_the_start_active_from_is_later_than_every_image(pg: Database) -> None:
+    shown = pg(take(image(1)) + CHANGE.sql("set_threshold"))
+    assert shown == [["0"], ["2026-03-01 00:00:00.001+00"]]
+
+
 def test_at_the_start_a_deletion_holds_for_late_images_too(pg: Database) -> None:
     deletion = CHANGE._replace(threshold=None, requested_at=START + HOUR)
     pg(CHANGE._replace(threshold=4).sql("set_threshold"))
