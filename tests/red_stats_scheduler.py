@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from red_stats_document import (
     TABLES,
@@ -55,6 +55,20 @@ class Image(NamedTuple):
     at: int
     image_id: str
     red: int
+
+    def message(self) -> dict[str, Any]:
+        """What RED sends about it."""
+        return {
+            "v": 1,
+            "client_id": self.client,
+            "image_id": self.image_id,
+            "at": self.at,
+            "red_bp": self.red,
+        }
+
+
+def uuid7(number: int, at: int = 0) -> str:
+    return str(UUID(f"{at:012x}70008000{number:012x}"))
 
 
 class Record(NamedTuple):
@@ -245,8 +259,7 @@ class World:
                 at = random.choice((self.now, self.now, *self.late_hours))
                 if random.random() < 0.3:
                     at = at // HOUR * HOUR - random.choice((0, 1))
-                number = f"{at:012x}7000{8:x}000{len(self.images):012x}"
-                image_id = re.sub(r"^(.{8})(.{4})(.{4})(.{4})", r"\1-\2-\3-\4-", number)
+                image_id = uuid7(len(self.images), at)
                 client = random.choice(CLIENTS)
                 image = Image(client, at, image_id, random.choice(REDS))
             partition = random.choice(self.routes).partition(
@@ -256,15 +269,7 @@ class World:
                 continue  # RED's relay tries again
             if image not in self.images:
                 self.images.append(image)
-            self.append(
-                partition % len(self.logs),
-                {
-                    "client_id": image.client,
-                    "image_id": image.image_id,
-                    "at": image.at,
-                    "red_bp": image.red,
-                },
-            )
+            self.append(partition % len(self.logs), image.message())
 
     def append(self, partition: int, message: dict[str, Any]) -> None:
         record = Record(self.now, self.now + self.skew, message)

@@ -3,18 +3,18 @@
 import json
 import re
 import shutil
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from red_stats_document import (
+    TABLES,
     TEXT,
-    Block,
     ClickHouse,
     blocks,
     clickhouse_statements,
@@ -23,16 +23,23 @@ from red_stats_document import (
     run_python,
 )
 from red_stats_postgresql import POSTGRESQL, Cluster, Database, postgresql_binaries
+from red_stats_scheduler import DAY, HOUR, START, Image, brute_force, uuid7
 
-START = 1_772_323_200_000  # 2026-03-01T00:00:00Z, where the document's examples begin
-HOUR = 3_600_000
-DAY = 24 * HOUR
 EDGES = (0, 4199, 4200, 4201, 9999, 10_000)  # many images lie exactly on a threshold
+CLIENTS = (81, 1, 2, 2**53 - 1)
 
 NAMES, COMPLAINTS = run_python()
+doc = SimpleNamespace(**NAMES)  # what the document's Python defines
 
 
-# --- Python ---------------------------------------------------------------------------
+# --- The text -------------------------------------------------------------------------
+
+
+def test_every_block_is_found_and_of_a_kind_that_is_executed_or_rendered() -> None:
+    infos = re.findall(r"^```([^\n`]*)$", TEXT, re.MULTILINE)[::2]
+    kinds = {"mermaid", "python", "http", "yaml", "sql postgresql", "sql clickhouse"}
+    assert set(infos) == kinds
+    assert sum(len(blocks(kind)) for kind in kinds) == len(infos)
 
 
 @pytest.mark.parametrize("line", COMPLAINTS)
@@ -40,134 +47,49 @@ def test_every_python_block_runs_as_written(line: int) -> None:
     assert COMPLAINTS[line] == ""
 
 
-def test_a_signature_is_that_of_standard_webhooks_and_holds_for_five_minutes() -> None:
-    secret, id_ = (
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-        "msg_p5jXN8AQM9LWM0D4loKWxJek",
-    )
-    signed = secret, id_, 1_614_265_330, b'{"test": 2432232314}'
-    signature = NAMES["sign"](*signed)
-    # The example of the Standard Webhooks libraries.
-    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
-    good = [
-        NAMES["verify"](*signed, f"v1,old {signature}", now=1_614_265_330 + late)
-        for late in (-301, -300, 0, 300, 301)
-    ]
-    assert good == [False, True, True, True, False]
-    assert not NAMES["verify"](*signed, "v1,old", now=1_614_265_330)
+def anchors() -> set[str]:
+    """GitHub's anchors of the headings, and those that the text sets itself."""
+    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
+    slugs = (text.replace(" ", "-") for text in words)
+    return {*slugs, *re.findall(r'<a id="([^"]+)">', prose)}
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "127.0.0.1",
-        "10.1.2.3",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "224.0.0.1",
-        "::1",
-        "fd00::1",
-        "fe80::1",
-        "::ffff:10.0.0.1",
-        "64:ff9b::a00:1",
-        "2002:a00:1::",
-        "2001:0:a00:1::",
-    ],
-)
-def test_a_webhook_may_not_connect_to_an_internal_address(address: str) -> None:
-    assert not NAMES["public"](address)
+def test_every_internal_link_leads_somewhere() -> None:
+    assert set(re.findall(r"\]\(#([^)]*)\)", TEXT)) <= anchors()
 
 
-@pytest.mark.parametrize(
-    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"]
-)
-def test_a_webhook_may_connect_to_a_public_address(address: str) -> None:
-    assert NAMES["public"](address)
-
-
-def test_a_hot_client_is_spread_from_the_new_epoch_on_and_not_before() -> None:
-    ids = [f"019ca6b1-dc7b-747c-9980-0000{n:08x}" for n in range(1_000)]
-    routes = NAMES["ROUTES"]
-    begin = routes.epochs[-1][0]
-    before, after = (
-        {routes.partition(81, image, at) for image in ids} for at in (begin - 1, begin)
-    )
-    assert (before, after) == ({11}, {2, 18, 20, 23})
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_no_two_copies_of_the_routes_send_an_image_to_different_partitions(
-    seed: int,
-) -> None:
-    random = Random(seed)
-    published = NAMES["Routes"]([(0, 3)], {}, valid_to=1_000)
-    copies = [published] * 4
-    sent: dict[tuple[int, int], set[int]] = {}
-    for now in range(500, 20_000, 50):
-        if random.random() < 0.5:
-            copies[random.randrange(4)] = published
-        if random.random() < 0.3:
-            published = published.extended(now + 1_000)
-        if random.random() < 0.05:
-            published = published.with_epoch(published.valid_to, random.randint(1, 9))
-        number, at = random.choice([*sent, (now, now + random.randrange(-500, 3))])
-        at_node = random.choice(copies).partition(81, f"{number:032x}", at)
-        if at_node is not None:
-            sent.setdefault((number, at), set()).add(at_node)
-    assert {len(partitions) for partitions in sent.values()} == {1}
-
-
-def test_a_row_that_begins_before_valid_to_cannot_be_added_to_the_routes() -> None:
-    routes = NAMES["ROUTES"]
-    with pytest.raises(AssertionError):
-        routes.with_epoch(routes.valid_to - 1, 48)
-
-
-def test_a_rounded_up_share_is_more_than_a_threshold_exactly_if_the_share_is() -> None:
-    random = Random(1)
-    wrong = []
-    for _ in range(20_000):
-        whole = random.choice((7, 9_999, 10_000, 100_000, random.randint(1, 10**8)))
-        red = random.choice((0, 1, whole, random.randint(0, whole)))
-        rounded = NAMES["basis_points"](red, whole)
-        wrong += [
-            (red, whole, threshold)
-            for threshold in (rounded - 1, rounded, random.randint(0, 10_000))
-            if (rounded > threshold) != (10_000 * red > threshold * whole)
-        ]
-    assert wrong == []
+# --- The sizes on the first page, and the load model ----------------------------------
 
 
 def test_the_sizes_on_the_first_page_are_those_of_the_load_model() -> None:
     first_page = TEXT.partition("\n### ")[0]
     rows = re.findall(r"^\| (\w+) \| ([\d |]+) \| .* \|$", first_page, re.MULTILINE)
-    assert [size for size, _ in rows] == list(NAMES["SIZES"])
+    assert [size for size, _ in rows] == list(doc.SIZES)
     for size, row in rows:
         rate, clients, servers, dollars = (
             int(cell.replace(" ", "")) for cell in row.split(" | ")
         )
-        assert (rate, clients) == (NAMES["SIZES"][size], NAMES["CLIENTS"][size])
+        assert (rate, clients) == (doc.SIZES[size], doc.CLIENTS[size])
         if size == "start":
-            assert dollars == NAMES["START_DOLLARS"]
+            assert dollars == doc.START_DOLLARS
         else:
-            assert servers == sum(NAMES["servers"](NAMES["loads"][size]).values())
-            assert dollars == pytest.approx(sum(NAMES["dollars"](size)), rel=0.01)
+            assert servers == sum(doc.servers(doc.loads[size]).values())
+            assert dollars == pytest.approx(sum(doc.dollars(size)), rel=0.01)
 
 
 @pytest.mark.parametrize("size", ["popular", "internet"])
 def test_no_server_of_the_load_model_carries_more_than_it_is_said_to(size: str) -> None:
-    load, servers = NAMES["loads"][size], NAMES["servers"](NAMES["loads"][size])
-    for kind, what, times, carried, least, of_one in NAMES["CARRIES"]:
+    load, servers = doc.loads[size], doc.servers(doc.loads[size])
+    for kind, what, times, carried, least, of_one in doc.CARRIES:
         units = servers[kind] // of_one
         assert units >= least and times * load[what] <= units * carried
 
 
-INTERNET = NAMES["servers"](NAMES["loads"]["internet"])
-CAPACITY = {(kind, what): one for kind, what, _, one, _, _ in NAMES["CARRIES"]}
-EACH = NAMES["load"](
-    1, 4
-)  # of one image a second, with the clients of the popular size
+INTERNET = doc.servers(doc.loads["internet"])
+CAPACITY = {(kind, what): one for kind, what, _, one, _, _ in doc.CARRIES}
+EACH = doc.load(1, 4)  # of one image a second, with the clients of the popular size
 DISK = "TB of them in 400 days, 1 copy"
 
 
@@ -185,22 +107,22 @@ DISK = "TB of them in 400 days, 1 copy"
             "mean above {} images/s | 2 000 POSTs/s at peak",
             2_000 / EACH["webhook POSTs/s, peak"] // 1_000 * 1_000,
         ),
-        ("500 × 259 200 s × 118 B = {} GB", 500 * 72 * 3600 * NAMES["MESSAGE"] / 1e9),
+        ("500 × 259 200 s × 118 B = {} GB", 500 * 72 * 3600 * doc.MESSAGE / 1e9),
         ("345.6 million × 194 B = {} GB", 10 * 400 * 86_400 * 194 / 1e9),
         ("100 images/s for a week | {} GB in 400 days", 100 * 400 * 86_400 * 194 / 1e9),
-        ("would be {} cores", 20 * 10_000 * 3_600 / NAMES["SCAN"]),
-        ("one every {} s is what the limit allows", 36e6 / NAMES["SCAN"] / 2),
+        ("would be {} cores", 20 * 10_000 * 3_600 / doc.SCAN),
+        ("one every {} s is what the limit allows", 36e6 / doc.SCAN / 2),
         ("writes {} entries a minute instead", 1_000 + 2 * 60),
         ("takes {} times as many", 100 / 0.2 * 60 / 1_120),
-        ("within [{} hours]", sum(NAMES["RETRY_S"]) / 3600),
+        ("within [{} hours]", sum(doc.RETRY_S) / 3600),
         ("as {} billion members in memory", 5_000 * 400 * 86_400 / 1e9),
         (
             "at the start and {} million at popular",
-            5_000 * NAMES["NOTIFIED"] * NAMES["FAN_OUT"] * 30 * 86_400 / 1e6,
+            5_000 * doc.NOTIFIED * doc.FAN_OUT * 30 * 86_400 / 1e6,
         ),
         ("4 TB are about ${} a month", round(2 * (8 * 218 + 3.8 * 51), -2)),
-        ("([{} from the other server", NAMES["restore_h"](14, 1_000_000 / 55, 1e9, 0)),
-        (", {} from a backup]", NAMES["restore_h"](14, 1_000_000 / 55, 0.5e9, 24)),
+        ("([{} from the other server", doc.restore_h(14, 1_000_000 / 55, 1e9, 0)),
+        (", {} from a backup]", doc.restore_h(14, 1_000_000 / 55, 0.5e9, 24)),
     ],
 )
 def test_the_figures_of_the_text_follow_from_the_model(
@@ -210,42 +132,278 @@ def test_the_figures_of_the_text_follow_from_the_model(
     assert sentence.format(shown) in " ".join(TEXT.split())
 
 
-# --- Images, as RED would send them ---------------------------------------------------
+# --- 2. The message from RED ----------------------------------------------------------
 
 
-class Image(NamedTuple):
+def test_a_rounded_up_share_is_more_than_a_threshold_exactly_if_the_share_is() -> None:
+    random = Random(1)
+    wrong = []
+    for _ in range(20_000):
+        whole = random.choice((7, 9_999, 10_000, 100_000, random.randint(1, 10**8)))
+        red = random.choice((0, 1, whole, random.randint(0, whole)))
+        rounded = doc.basis_points(red, whole)
+        wrong += [
+            (red, whole, threshold)
+            for threshold in (rounded - 1, rounded, random.randint(0, 10_000))
+            if (rounded > threshold) != (10_000 * red > threshold * whole)
+        ]
+    assert wrong == []
+
+
+# --- 3. The interface, and its examples -----------------------------------------------
+
+REQUEST = re.compile(r"(GET|POST|PATCH|DELETE) (\S+) HTTP/1\.1")
+RESPONSE = re.compile(r"HTTP/1\.1 (\d{3}) ")
+
+
+class Example(NamedTuple):
+    """An HTTP message of the text. A response knows the request before it."""
+
+    line: int
+    status: str  # "" in a request
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: str
+
+    @property
+    def media_type(self) -> str:
+        return self.headers["content-type"]
+
+
+def examples() -> Iterator[Example]:
+    """The messages of the text; a block may hold several, each with its own head."""
+    method = target = ""
+    for block in blocks("http"):
+        messages = re.split(r"^(?=[A-Z]+ /|HTTP/1)", block.code, flags=re.MULTILINE)
+        for message in filter(None, messages):
+            head, _, body = message.partition("\n\n")
+            first, *lines = head.splitlines()
+            pairs = (line.split(": ", 1) for line in lines)
+            headers = {name.lower(): value for name, value in pairs}
+            line = block.line + block.code[: block.code.index(message)].count("\n")
+            status = ""
+            if request := REQUEST.fullmatch(first):
+                method, target = request[1], request[2]
+            else:
+                response = RESPONSE.match(first)
+                assert response, f"line {line}: neither a request nor a response"
+                status = response[1]
+            yield Example(line, status, method, target, headers, body.strip("\n"))
+
+
+EXAMPLES = list(examples())
+
+
+@pytest.fixture(scope="session")
+def interface() -> Any:
+    """The OpenAPI description of the document."""
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    (fragment,) = blocks("yaml")
+    return yaml.safe_load(fragment.code)
+
+
+Check = Callable[[Any, Any], None]
+
+
+@pytest.fixture(scope="session")
+def check(interface: Any) -> Check:
+    """Hold an instance against a schema of the description, with its $refs and formats."""
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+
+    def validate(instance: Any, schema: Any) -> None:
+        validator = jsonschema.Draft202012Validator(
+            {**schema, "components": interface["components"]},
+            format_checker=jsonschema.FormatChecker(),
+        )
+        assert [error.message for error in validator.iter_errors(instance)] == []
+
+    return validate
+
+
+def named(schema: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{schema}"}
+
+
+def operation(interface: Any, example: Example) -> tuple[Any, dict[str, str]]:
+    """The operation an example belongs to, and its parameters by name, as written."""
+    url = urlsplit(example.target)
+    values = dict(parse_qsl(url.query)) | example.headers
+    if "webhook-id" in example.headers:
+        return interface["webhooks"]["images.red"]["post"], values
+    for path, item in interface["paths"].items():
+        names = re.findall(r"\{(\w+)\}", path)
+        if match := re.fullmatch(re.sub(r"\{\w+\}", "([^/]+)", path), url.path):
+            in_path = dict(zip(names, match.groups(), strict=True))
+            return item[example.method.lower()], values | in_path
+    raise AssertionError(f"no operation {example.method} {url.path}")
+
+
+def test_the_openapi_description_is_valid(interface: Any) -> None:
+    validator = pytest.importorskip(
+        "openapi_spec_validator", reason="openapi-spec-validator is not installed"
+    )
+    validator.validate(interface)
+
+
+def at_line(example: Example) -> str:
+    return f"line {example.line}"
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.status], ids=at_line)
+def test_every_example_request_fits_the_interface(
+    interface: Any, check: Check, example: Example
+) -> None:
+    found, values = operation(interface, example)
+    for parameter in found.get("parameters", []):
+        name = parameter["name"]
+        text = values.pop(name.lower() if parameter["in"] == "header" else name, None)
+        assert text is not None or not parameter.get("required"), name
+        if text is not None:
+            schema = parameter["schema"]
+            check(int(text) if schema.get("type") == "integer" else text, schema)
+    allowed = {"content-type", "host", "subscription_id"}
+    assert set(values) <= allowed, "a parameter that the interface does not have"
+    if "requestBody" in found:
+        content = found["requestBody"]["content"][example.media_type]
+        check(json.loads(example.body), content["schema"])
+    else:
+        assert example.body == ""
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.status], ids=at_line)
+def test_every_example_response_fits_the_interface(
+    interface: Any, check: Check, example: Example
+) -> None:
+    responses = operation(interface, example)[0]["responses"]
+    response = responses.get(example.status) or responses["default"]
+    schema = response["content"][example.media_type]["schema"]
+    if example.media_type != "text/event-stream":
+        check(json.loads(example.body), schema)
+        return
+    event = re.fullmatch(r"id: (\d+)\nevent: notification\ndata: (.*)", example.body)
+    assert event
+    entry = json.loads(event[2])
+    check(entry, named("FeedEntry"))
+    assert entry["seq"] == int(event[1])
+
+
+SECRET = "whsec_" + 32 * "a"
+SUBSCRIPTION = {
+    "subscription_id": "5b0f7a52-8d1e-4d0e-9a55-0c8f6f7d2a10",
+    "version": 1,
+    "threshold_bp": 5,
+    "active_from": None,
+}
+
+
+def with_webhook(**webhook: str) -> dict[str, Any]:
+    return {"threshold_bp": 5, "webhook": webhook}
+
+
+@pytest.mark.parametrize(
+    ("schema", "instance"),
+    [
+        ("NewSubscription", {"threshold_bp": 10_000}),
+        ("NewSubscription", {"threshold_bp": 42.17}),
+        ("NewSubscription", {"threshold_bp": 5, "thresold": 6}),
+        ("NewSubscription", with_webhook(url="http://example.com", secret=SECRET)),
+        ("NewSubscription", with_webhook(url="https://a.example", secret=SECRET[:-1])),
+        ("NewSubscription", with_webhook(url="https://a.example")),
+        ("SubscriptionChange", {"threshold_bp": -1}),
+        ("Subscription", {**SUBSCRIPTION, "webhook": {"secret": SECRET}}),
+        ("Time", "2026-03-01T00:00:00.0001Z"),
+        ("Time", "2026-03-01T00:00:00"),
+        ("BasisPoints", 10_001),
+    ],
+)
+def test_the_interface_refuses_what_the_text_says_it_refuses(
+    check: Check, schema: str, instance: Any
+) -> None:
+    with pytest.raises(AssertionError):
+        check(instance, named(schema))
+
+
+def test_the_example_message_has_the_time_that_is_inside_its_id(check: Check) -> None:
+    (posted,) = [e for e in EXAMPLES if "messages" in e.target and not e.status]
+    message = json.loads(posted.body)["messages"][0]
+    check(message, named("Message"))
+    inside = int(message["image_id"].replace("-", "")[:12], 16)
+    assert rfc3339(inside) == message["at"]
+
+
+def test_the_example_webhook_is_signed_with_the_example_secret() -> None:
+    (webhook,) = [e for e in EXAMPLES if "webhook-signature" in e.headers]
+    (secret,) = re.findall(r'"secret": "(whsec_[^"]+)"', TEXT)
+    id_, timestamp, signature = (
+        webhook.headers[f"webhook-{name}"] for name in ("id", "timestamp", "signature")
+    )
+    assert doc.sign(secret, id_, int(timestamp), webhook.body.encode()) == signature
+
+
+def test_a_signature_is_that_of_standard_webhooks_and_holds_for_five_minutes() -> None:
+    # The example of the Standard Webhooks libraries.
+    secret, id_ = (
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+    )
+    now = 1_614_265_330
+    signed = secret, id_, now, b'{"test": 2432232314}'
+    signature = doc.sign(*signed)
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    good = [
+        doc.verify(*signed, f"v1,old {signature}", now=now + late)
+        for late in (-301, -300, 0, 300, 301)
+    ]
+    assert good == [False, True, True, True, False]
+    assert not doc.verify(*signed, "v1,old", now=now)
+
+
+PUBLIC = "93.184.215.14 2606:2800:21f:cb07:6820:80da:af6b:8b2c"
+INTERNAL = (
+    "10.1.2.3 169.254.169.254 100.64.0.1 224.0.0.1 ::1 fd00::1 fe80::1 ::ffff:10.0.0.1"
+    " 64:ff9b::a00:1 2002:a00:1:: 2001:0:a00:1::"
+)
+
+
+@pytest.mark.parametrize("address", f"{PUBLIC} {INTERNAL}".split())
+def test_a_webhook_may_connect_to_public_addresses_only(address: str) -> None:
+    assert doc.public(address) == (address in PUBLIC.split())
+
+
+# --- Messages for the tests below -----------------------------------------------------
+
+
+class Change(NamedTuple):
+    """A message about a subscription; without a threshold it is a deletion."""
+
     client: int
-    at: int
-    image_id: str
-    red: int
+    subscription: str
+    version: int
+    threshold: int | None
+    requested_at: int
 
-    def message(self) -> dict[str, Any]:
-        return {
-            "v": 1,
-            "client_id": self.client,
-            "image_id": self.image_id,
-            "at": self.at,
-            "red_bp": self.red,
-        }
+    def sql(self, function: str, *more: str) -> str:
+        """The call of `request_change` or `set_threshold` that asks for this change."""
+        threshold = "NULL" if self.threshold is None else self.threshold
+        values = f"{self.client}, '{self.subscription}', {threshold}::smallint"
+        time = f"'{rfc3339(self.requested_at)}'"
+        return f"SELECT {function}({', '.join([values, time, *more])});\n"
+
+
+CHANGE = Change(81, uuid7(1), 1, 5, START - DAY)
+Log = list[tuple[int, Image | Change]]  # (arrival, message) in order of arrival
 
 
 def make_images(random: Random, number: int, days: int) -> list[Image]:
     """Images of four clients, one of them with half of all, in some hours of `days`."""
     hours = random.sample(range(24 * days), 6 * days)
-
-    def one() -> Image:
+    images = []
+    for n in range(number):
         at = START + random.choice(hours) * HOUR + random.randrange(HOUR)
-        bits = at << 80 | 7 << 76 | random.getrandbits(12) << 64 | 2 << 62
-        digits = f"{bits | random.getrandbits(62):032x}"
-        image_id = "-".join(
-            digits[a:b] for a, b in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
-        )
-        red = (
-            random.choice(EDGES) if random.random() < 0.5 else random.randint(0, 10_000)
-        )
-        return Image(random.choice((81, 81, 81, 1, 2, 2**53 - 1)), at, image_id, red)
-
-    return [one() for _ in range(number)]
+        red = random.choice((random.choice(EDGES), random.randint(0, 10_000)))
+        images.append(Image(random.choice((81, 81, *CLIENTS)), at, uuid7(n, at), red))
+    return images
 
 
 def make_log(random: Random, images: list[Image]) -> list[tuple[int, Image]]:
@@ -270,435 +428,15 @@ def make_log(random: Random, images: list[Image]) -> list[tuple[int, Image]]:
     return log
 
 
-def brute_force(
-    images: set[Image], client: int, since: int, until: int, above: int
-) -> tuple[int, int]:
-    reds = [i.red for i in images if i.client == client and since <= i.at < until]
-    return len(reds), sum(red > above for red in reds)
-
-
-def random_questions(
-    random: Random, number: int, days: int
-) -> list[tuple[int, int, int, int]]:
-    """(client, since, until, above): mid-hour, mid-minute, whole hours, whole days, short."""
-    questions = []
-    for _ in range(number):
-        step = random.choice((1, 1, 60_000, HOUR, DAY))
-        width = random.choice((2 * HOUR, DAY, days * DAY))
-        since = START + random.randrange(days * DAY) // step * step
-        until = since + max(step, random.randrange(width) // step * step)
-        above = (
-            random.choice(EDGES) if random.random() < 0.7 else random.randint(0, 10_000)
-        )
-        questions.append((random.choice((81, 1, 2, 2**53 - 1, 5)), since, until, above))
-    return questions
-
-
-# --- ClickHouse -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
-    # In this process: chDB allows one session in it, and needs 2 s to be imported.
-    module = pytest.importorskip("chdb.session", reason="chDB is not installed")
-    session = module.Session(str(tmp_path_factory.mktemp("clickhouse")))
-    yield ClickHouse(session)
-    session.close()
-
-
-@pytest.fixture
-def clickhouse(clickhouse_server: ClickHouse) -> ClickHouse:
-    """A server with the document's empty tables."""
-    clickhouse_server.fresh("red_stats")
-    return clickhouse_server
-
-
-class Server:
-    """A ClickHouse server with the document's counter, which may crash between any two steps."""
-
-    def __init__(self, engine: ClickHouse, first_start: int) -> None:
-        self.engine = engine
-        times: dict[str, Any] = {"done": first_start, "as_of": 0}
-        engine.run("save", partition=0, next_offset=0, built=0, **times)
-        self.start()
-
-    def start(self) -> None:
-        self.counter = NAMES["Counter"](self.engine.run)
-
-    @property
-    def next_offset(self) -> int:
-        offset: int = self.counter.taken[0][0]
-        return offset
-
-    def take(self, log: list[tuple[int, Image]], batch: int) -> None:
-        taken = log[self.next_offset : self.next_offset + batch]
-        messages = [image.message() for _, image in taken]
-        end = self.next_offset + len(taken)
-        self.counter.take(0, end, taken[-1][0], messages)
-        self.counter.close()
-
-    def save(self) -> None:
-        self.counter.save()
-
-
-@pytest.mark.parametrize("name", clickhouse_statements())
-def test_every_clickhouse_statement_runs(clickhouse: ClickHouse, name: str) -> None:
-    rows = [Image(81, START, "0" * 32, 5).message()]
-    clickhouse.run("insert", rows=rows)
-    if name == "schema":
-        clickhouse.query("CREATE DATABASE IF NOT EXISTS empty")
-        clickhouse.query("USE empty")
-    parameters: dict[str, Any] = {
-        **dict.fromkeys(("start", "day", "done", "as_of", "from"), START),
-        **dict.fromkeys(("client", "above", "built", "partition", "next_offset"), 1),
-        "to": START + 1,
-        "clients": [81],
-        "step": "all",
-    }
-    clickhouse.run(name, rows=rows if name == "insert" else [], **parameters)
-
-
-def test_no_text_of_the_clickhouse_blocks_is_left_out() -> None:
-    written = "".join(block.code for block in blocks("sql clickhouse"))
-    executed = "".join(chain.from_iterable(clickhouse_statements().values()))
-    without_names = re.sub(r"^-- \w+$|; *--.*$|;$", "", written, flags=re.MULTILINE)
-    assert "".join(without_names.split()) == "".join(executed.split())
-
-
-def test_a_counting_view_counts_a_repeated_image_twice_and_the_set_once(
-    clickhouse: ClickHouse,
-) -> None:
-    ((images, counted),) = clickhouse.run("trap")
-    assert (int(images), int(counted)) == (1, 2)
-
-
-@pytest.fixture(scope="session")
-def taken_days(clickhouse_server: ClickHouse) -> set[Image]:
-    """Two days with repeats and late images, taken into the database `taken_days`."""
-    random = Random(99)
-    log = make_log(random, make_images(random, 600, days=2))
-    clickhouse_server.fresh("taken_days")
-    server = Server(clickhouse_server, first_start=START)
-    while server.next_offset < len(log):
-        server.take(log, 300)
-    server.save()
-    return {image for _, image in log}
-
-
-@pytest.fixture
-def two_days(
-    clickhouse_server: ClickHouse, taken_days: set[Image]
-) -> tuple[ClickHouse, set[Image]]:
-    """A server that has taken two days, and what it has taken."""
-    clickhouse_server.query("USE taken_days")
-    return clickhouse_server, taken_days
-
-
-@pytest.fixture
-def two_days_to_change(
-    clickhouse: ClickHouse, taken_days: set[Image]
-) -> tuple[ClickHouse, set[Image]]:
-    """The same, for tests that change it."""
-    for table in ("events", "histograms", "progress"):
-        clickhouse.query(f"INSERT INTO {table} SELECT * FROM taken_days.{table}")
-    return clickhouse, taken_days
-
-
-@pytest.mark.parametrize(
-    ("since", "until"),
-    [
-        pytest.param(0, DAY, id="a whole day"),
-        pytest.param(HOUR, 2 * HOUR, id="a whole hour"),
-        pytest.param(1, DAY - 1, id="all but a millisecond at each end"),
-        pytest.param(90_500, 90_500 + 40_000, id="within a minute"),
-        pytest.param(HOUR - 1, HOUR + 1, id="two milliseconds around an hour"),
-        pytest.param(DAY - 1, DAY + 1, id="two milliseconds around midnight"),
-        pytest.param(20 * HOUR + 7, 30 * HOUR + 7, id="over midnight, no whole day"),
-        pytest.param(-2 * HOUR, DAY + 2 * HOUR, id="hours, a day, hours"),
-        pytest.param(
-            12 * HOUR + 61_001, 2 * DAY - 5, id="mid-minute, hours, a day, mid-minute"
-        ),
-        pytest.param(-5 * DAY, 9 * DAY, id="more than there is"),
-        pytest.param(5, 5, id="an empty interval"),
-    ],
-)
-@pytest.mark.parametrize("above", [0, 4199, 4200, 9_999, 10_000])
-def test_an_interval_of_any_shape_is_counted_exactly(
-    two_days: tuple[ClickHouse, set[Image]], since: int, until: int, above: int
-) -> None:
-    engine, images = two_days
-    question = (81, START + since, START + until, above)
-    assert engine.count(*question) == brute_force(images, *question)
-
-
-def test_an_image_at_the_threshold_does_not_count_as_more_red(
-    clickhouse: ClickHouse,
-) -> None:
-    clickhouse.run("insert", rows=[Image(81, START, "0" * 32, 4200).message()])
-    clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    raw = [clickhouse.count(81, START, START + HOUR, above) for above in (4199, 4200)]
-    clickhouse.run(
-        "save", partition=0, next_offset=1, done=START + HOUR, as_of=START, built=1
-    )
-    rolled = [
-        clickhouse.count(81, START, START + HOUR, above) for above in (4199, 4200)
-    ]
-    assert raw == rolled == [(1, 1), (1, 0)]
-
-
-def test_without_progress_everything_is_counted_from_the_events(
-    clickhouse: ClickHouse,
-) -> None:
-    clickhouse.run("insert", rows=[Image(81, START, "0" * 32, 5).message()] * 2)
-    assert clickhouse.count(81, START, START + DAY, 4) == (1, 1)
-
-
-def test_an_hour_is_not_taken_from_the_roll_up_before_it_is_done(
-    clickhouse: ClickHouse,
-) -> None:
-    first, second = (Image(81, START + n, f"{n:032x}", 5) for n in (1, 2))
-    clickhouse.run("insert", rows=[first.message()])
-    clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    clickhouse.run("save", partition=0, next_offset=1, done=START, as_of=START, built=1)
-    clickhouse.run("insert", rows=[second.message()])
-    assert clickhouse.count(81, START, START + HOUR, 0) == (2, 2)
-
-
-def test_the_saved_watermark_is_that_of_the_partition_furthest_behind(
-    clickhouse: ClickHouse,
-) -> None:
-    for partition, hours in enumerate((3, 1, 2)):
-        time = START + hours * HOUR
-        clickhouse.run(
-            "save",
-            partition=partition,
-            next_offset=1,
-            done=time,
-            as_of=time,
-            built=hours,
-        )
-    assert clickhouse.run("watermark") == [
-        ["2026-03-01 01:00:00", "2026-03-01 01:00:00.000"]
-    ]
-
-
-@pytest.mark.parametrize("day", [START, START + DAY], ids=["first", "second"])
-def test_the_audit_finds_nothing_after_repeats_and_late_messages(
-    two_days: tuple[ClickHouse, set[Image]], day: int
-) -> None:
-    engine, _ = two_days
-    assert engine.run("audit", day=day, done=START + 2 * DAY) == []
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param("'hour', 77, '2026-03-01 03:00:00', 1, map(4217, 1)", id="hour"),
-        pytest.param("'day', 77, '2026-03-01 00:00:00', 1, map(4217, 1)", id="day"),
-    ],
-)
-def test_the_audit_finds_a_row_without_events(
-    two_days_to_change: tuple[ClickHouse, set[Image]], row: str
-) -> None:
-    engine, _ = two_days_to_change
-    engine.query(f"INSERT INTO histograms VALUES ({row}, 1)")
-    ((tier, client, _),) = engine.run("audit", day=START, done=START + DAY)
-    assert (f"'{tier}'", int(client)) == (row.split(",")[0], 77)
-
-
-@pytest.mark.parametrize("tier", ["hour", "day"])
-@pytest.mark.parametrize(
-    "columns",
-    [
-        pytest.param("images + 1, counts", id="images"),
-        pytest.param("images, mapAdd(counts, map(4217, 1))", id="counts"),
-        pytest.param("images, map(4217, 0)", id="no counts"),
-    ],
-)
-def test_the_audit_finds_a_wrong_column_in_either_tier(
-    two_days_to_change: tuple[ClickHouse, set[Image]], tier: str, columns: str
-) -> None:
-    engine, _ = two_days_to_change
-    engine.query(
-        f"INSERT INTO histograms SELECT tier, client_id, start, {columns}, built + 1"
-        f" FROM histograms FINAL WHERE tier = '{tier}' AND client_id = 81"
-        f" AND toDate(start) = '2026-03-01' ORDER BY start LIMIT 1"
-    )
-    found = engine.run("audit", day=START, done=START + DAY)
-    assert [(name, int(client)) for name, client, _ in found] == [(tier, 81)]
-
-
-def test_the_audit_finds_a_row_that_is_missing(
-    two_days_to_change: tuple[ClickHouse, set[Image]],
-) -> None:
-    engine, _ = two_days_to_change
-    engine.query("DELETE FROM histograms WHERE tier = 'day' AND client_id = 1")
-    found = engine.run("audit", day=START, done=START + DAY)
-    assert [(tier, int(client)) for tier, client, _ in found] == [("day", 1)]
-
-
-def test_the_digests_of_two_servers_differ_if_one_image_does(
-    two_days_to_change: tuple[ClickHouse, set[Image]],
-) -> None:
-    engine, _ = two_days_to_change
-    before = engine.run("checksum", day=START)
-    engine.query("OPTIMIZE TABLE events FINAL")
-    merged = engine.run("checksum", day=START)
-    engine.query(
-        "INSERT INTO events SELECT client_id, at, image_id, red_bp + 1 FROM events"
-        " WHERE toDate(at) = '2026-03-01' AND red_bp < 10000 LIMIT 1"
-    )
-    changed = engine.run("checksum", day=START)
-    assert (before == merged, changed == before) == (True, False)
-
-
-@pytest.mark.parametrize("step", ["hour", "day"])
-@pytest.mark.parametrize(
-    ("since", "until"),
-    [
-        pytest.param(-HOUR, 2 * DAY + HOUR, id="all"),
-        pytest.param(5 * HOUR + 1, 30 * HOUR - 1, id="mid-hour to mid-hour"),
-        pytest.param(0, DAY, id="a day"),
-        pytest.param(7, 8, id="a millisecond"),
-    ],
-)
-def test_a_series_has_the_counts_of_its_hours_or_days(
-    two_days: tuple[ClickHouse, set[Image]], step: str, since: int, until: int
-) -> None:
-    engine, images = two_days
-    width = {"hour": HOUR, "day": DAY}[step]
-    ((done, _),) = engine.run("watermark")
-    times: dict[str, Any] = {
-        "from": START + since,
-        "to": START + until,
-        "done": milliseconds(done),
-    }
-    bars = engine.run("statistics", client=81, above=4200, step=step, **times)
-    expected = []
-    for bar in range(START - DAY, START + 3 * DAY, width):
-        first, end = max(bar, times["from"]), min(bar + width, times["to"])
-        if (counts := brute_force(images, 81, first, end, 4200))[0]:
-            expected.append((bar, *counts))
-    assert [(milliseconds(b), int(n), int(m)) for b, n, m in bars] == expected
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_an_image_in_the_last_millisecond_of_an_hour_counts_in_that_hour(
-    clickhouse: ClickHouse, first: int
-) -> None:
-    images = [Image(81, START + HOUR - 1, "0" * 32, 5)] * 2
-    images.append(Image(81, START + 5 * HOUR, "0" * 32, 5))
-    clickhouse.run("insert", rows=[image.message() for image in images[first:]])
-    clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    times: dict[str, Any] = {"done": START + HOUR, "as_of": START + HOUR}
-    clickhouse.run("save", partition=0, next_offset=1, built=1, **times)
-    assert clickhouse.count(81, START, START + HOUR, 0) == (1, 1)
-    assert clickhouse.count(81, START + HOUR - 1, START + 2 * HOUR, 0) == (1, 1)
-
-
-def test_erasing_a_client_leaves_the_others_as_they_were(
-    two_days_to_change: tuple[ClickHouse, set[Image]],
-) -> None:
-    engine, images = two_days_to_change
-    questions = [(client, START, START + 2 * DAY, 4200) for client in (81, 1, 2)]
-    engine.run("erase", client=81)
-    kept = {image for image in images if image.client != 81}
-    expected = [brute_force(kept, *question) for question in questions]
-    hidden = [engine.count(*question) for question in questions]
-    engine.run("purge")
-    assert hidden == [engine.count(*question) for question in questions] == expected
-
-
-def test_an_image_appended_behind_the_erasure_of_its_client_is_dropped(
-    clickhouse: ClickHouse,
-) -> None:
-    server = Server(clickhouse, first_start=START)
-    image = Image(81, START + 1, "0" * 32, 5).message()
-    server.counter.take(0, 2, START, [image, {"client_id": 81, "erase": True}])
-    server.counter.take(0, 3, START, [image])
-    server.start()
-    server.counter.take(0, 4, START, [image])
-    assert clickhouse.query("SELECT count() FROM events") == [[0]]
-
-
-def test_purging_removes_erased_rows_from_disk_also_those_that_came_back(
-    clickhouse: ClickHouse,
-) -> None:
-    images = [Image(client, START, "0" * 32, 5) for client in (81, 1)]
-    clickhouse.run("erase", client=81)
-    clickhouse.run("insert", rows=[image.message() for image in images])
-    clickhouse.run("rebuild_hour", start=START, clients=[], built=1)
-    clickhouse.run("purge")
-    rows = clickhouse.query(
-        "SELECT table, sum(rows) FROM system.parts WHERE database = 'red_stats'"
-        " AND table IN ('events', 'histograms') AND active GROUP BY table ORDER BY table"
-    )
-    assert [(table, int(number)) for table, number in rows] == [
-        ("events", 1),
-        ("histograms", 1),
-    ]
-
-
-def test_what_a_dead_counter_left_running_loses_against_its_successor(
-    clickhouse: ClickHouse,
-) -> None:
-    first, late = (Image(81, START + n, f"{n:032x}", 5).message() for n in (1, 2))
-    server = Server(clickhouse, first_start=START)
-    server.counter.take(0, 1, START + 3 * HOUR, [first])
-    number = server.counter.built()
-    left = clickhouse.selected("rebuild_hour", start=START, clients=[], built=number)
-    server.start()
-    server.counter.take(0, 2, START + 3 * HOUR, [first, late])
-    server.counter.close()
-    server.save()
-    clickhouse.query(
-        "INSERT INTO histograms FORMAT JSONCompactEachRow\n" + json.dumps(left[0])
-    )
-    assert clickhouse.count(81, START, START + HOUR, 0) == (2, 2)
-
-
-def test_a_counter_started_on_a_restored_server_begins_after_all_that_is_there(
-    clickhouse: ClickHouse,
-) -> None:
-    clickhouse.query(
-        "INSERT INTO histograms VALUES ('hour', 81, '2026-03-01', 1, map(5, 1),"
-        f" {7 << 32 | 9})"
-    )
-    assert Server(clickhouse, first_start=START).counter.generation == 8
-
-
-def test_retention_drops_the_day_it_names_and_no_other(clickhouse: ClickHouse) -> None:
-    days = [milliseconds(f"2025-01-{day} 12:00:00") for day in (24, 25, 26)]
-    clickhouse.run("insert", rows=[Image(81, at, "0" * 32, 5).message() for at in days])
-    clickhouse.run("retain")
-    assert [clickhouse.count(81, at, at + 1, 0) for at in days] == [
-        (1, 1),
-        (0, 0),
-        (1, 1),
-    ]
-
-
-# --- Matching -------------------------------------------------------------------------
-
-
-class Change(NamedTuple):
-    """A message about a subscription; without a threshold it is a deletion."""
-
-    client: int
-    subscription: str
-    version: int
-    threshold: int | None
-    requested_at: int
-
-
-def mixed_log(random: Random) -> list[tuple[int, Image | Change]]:
-    """(arrival, image or change); some changes are repeated."""
-    log: list[tuple[int, Image | Change]] = []
+def mixed_log(random: Random) -> Log:
+    """Images of ten days, and changes of nine subscriptions, some of them repeated."""
+    log: Log = []
     versions: dict[tuple[int, str], list[Change]] = {}
     for arrived, image in make_log(random, make_images(random, 600, days=10)):
         log.append((arrived, image))
         if random.random() < 0.2:
-            client, subscription = random.choice((81, 1, 2)), random.choice("abc")
+            client = random.choice((81, 1, 2))
+            subscription = uuid7(3 * client + random.randrange(3))
             history = versions.setdefault((client, subscription), [])
             if history and (random.random() < 0.2 or history[-1].threshold is None):
                 log.append((arrived, random.choice(history)))  # the outbox repeats it
@@ -706,132 +444,18 @@ def mixed_log(random: Random) -> list[tuple[int, Image | Change]]:
             deleted = bool(history) and random.random() < 0.05
             threshold = None if deleted else random.choice(EDGES[:-1])
             asked = arrived - random.randrange(-500, 5000)
-            history.append(
-                Change(client, subscription, len(history) + 1, threshold, asked)
-            )
+            version = len(history) + 1
+            history.append(Change(client, subscription, version, threshold, asked))
             log.append((arrived, history[-1]))
     return log
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_matcher_notifies_the_versions_in_force_at_the_time_of_the_image(
-    seed: int,
-) -> None:
-    matcher = NAMES["Matcher"]()
-    # (client, subscription) -> the promise: [(active_from, threshold), ...]
-    promised: dict[tuple[int, str], list[tuple[int, int | None]]] = {}
-    notified: list[list[str]] = []
-    expected: list[list[str]] = []
-    for arrived, message in mixed_log(Random(seed)):
-        if isinstance(message, Change):
-            client, subscription, version, threshold, _ = message
-            active_from = matcher.change(*message)
-            versions = promised.setdefault((client, subscription), [])
-            if version > len(versions):
-                versions.append((active_from, threshold))
-            continue
-        notified.append(
-            sorted(matcher.image(message.client, message.at, message.red, arrived))
-        )
-        expected.append([])
-        for (client, subscription), versions in sorted(promised.items()):
-            position = bisect_right(
-                [active_from for active_from, _ in versions], message.at
-            )
-            in_force = versions[position - 1][1] if position else None
-            if (
-                client == message.client
-                and message.at >= arrived - 7 * DAY
-                and versions[-1][1] is not None
-                and in_force is not None
-                and message.red > in_force
-            ):
-                expected[-1].append(subscription)
-    assert sum(map(len, notified)) > 100
-    assert notified == expected
-
-
-def test_a_repeat_is_judged_as_the_first_time_however_the_subscriptions_changed() -> (
-    None
-):
-    matcher = NAMES["Matcher"]()
-    judged: dict[Image, set[str]] = {}
-    differing = 0
-    for arrived, message in mixed_log(Random(7)):
-        if isinstance(message, Change):
-            if message.threshold is not None:
-                matcher.change(*message)
-            continue
-        passed = set(matcher.image(message.client, message.at, message.red, arrived))
-        differing += judged.setdefault(message, passed) != passed
-    assert differing == 0
-
-
-def test_a_new_subscription_sees_no_image_that_came_before_it_even_if_it_is_late() -> (
-    None
-):
-    matcher = NAMES["Matcher"]()
-    matcher.image(81, START, 9_000, START)
-    matcher.change(81, "s", 1, 4_200, START - 500)
-    assert [
-        matcher.image(81, at, 9_000, START + 1) for at in (START, START - HOUR)
-    ] == [
-        [],
-        [],
-    ]
-
-
-@pytest.mark.parametrize(("late", "notified"), [(7 * DAY, ["s"]), (7 * DAY + 1, [])])
-def test_an_image_that_arrives_more_than_seven_days_late_notifies_nobody(
-    late: int, notified: list[str]
-) -> None:
-    matcher = NAMES["Matcher"]()
-    matcher.change(81, "s", 1, 4_200, START - DAY)
-    assert matcher.image(81, START, 9_000, START + late) == notified
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_of_versions_in_any_order_the_newest_holds_in_the_end(seed: int) -> None:
-    random = Random(seed)
-    changes = [Change(81, "s", n, 1000 * n, START + n) for n in range(1, 8)]
-    shuffled = random.choices(changes, k=20) + changes[-1:]
-    matcher = NAMES["Matcher"]()
-    newest = 0
-    for step, change in enumerate(shuffled):
-        active_from = matcher.change(*change)
-        assert active_from is not None or change.version < newest
-        newest = max(newest, change.version)
-        at = START + 100 * (step + 1)
-        passed = [matcher.image(81, at, 1000 * newest + more, at) for more in (0, 1)]
-        assert passed == [[], ["s"]]
-
-
-def test_a_change_that_the_outbox_repeats_after_a_deletion_does_not_bring_it_back() -> (
-    None
-):
-    matcher = NAMES["Matcher"]()
-    matcher.change(81, "s", 1, 4_200, START)
-    matcher.change(81, "s", 2, None, START + 1)
-    matcher.change(81, "s", 1, 4_200, START)
-    assert [matcher.image(81, START + n, 9_000, START) for n in (0, 2)] == [[], []]
-
-
-def test_an_erased_client_is_notified_of_nothing() -> None:
-    matcher = NAMES["Matcher"]()
-    matcher.change(81, "s", 1, 4_200, START)
-    matcher.erase(81)
-    assert [matcher.image(81, START + n, 9_000, START) for n in (-1, 0)] == [[], []]
-
-
-def test_a_partition_that_inherits_a_version_keeps_its_active_from() -> None:
-    matcher = NAMES["Matcher"](highest=START + HOUR)
-    assert matcher.change(81, "s", 3, 4_200, START, active_from=START + 5) == START + 5
-    assert matcher.image(81, START + 5, 9_000, START) == ["s"]
-
-
-def test_active_from_is_never_before_the_request() -> None:
-    matcher = NAMES["Matcher"](highest=START)
-    assert matcher.change(81, "s", 1, 4_200, START + 700) == START + 700
+def counted(
+    images: Iterable[Image], client: int, since: int, until: int, above: int
+) -> tuple[int, int]:
+    """The two numbers by brute force."""
+    own = {image for image in images if image.client == client}
+    return brute_force(own, since, until, above, 0).get(0, (0, 0))
 
 
 # --- PostgreSQL -----------------------------------------------------------------------
@@ -865,9 +489,29 @@ def executed(cluster: Cluster) -> dict[int, str]:
     }
 
 
+@pytest.mark.parametrize("line", [block.line for block in POSTGRESQL])
+def test_every_postgresql_block_runs(executed: dict[int, str], line: int) -> None:
+    assert executed[line] == ""
+
+
+def on(day: int) -> str:
+    """SQL that sets the clock to that day of March."""
+    return f"SET test.today = '2026-03-{day:02}';"
+
+
+# Back to March 1st, without what a test wrote, and with the days that it dropped. The
+# order of tables does not matter, since what refers to a row is deleted with it.
+EMPTY = f"""ROLLBACK; {on(1)}
+SELECT format('DELETE FROM %I', relname) FROM pg_class WHERE relkind IN ('r', 'p')
+    AND NOT relispartition AND relnamespace = 'public'::regnamespace \\gexec
+SELECT open_day(parent, '2026-03-01') FROM unnest(ARRAY['notifications', 'deliveries',
+    'attempts']) AS parent WHERE to_regclass(parent || '_20260301') IS NULL \\g /dev/null
+"""
+
+
 @pytest.fixture(scope="session")
-def template(cluster: Cluster, executed: dict[int, str]) -> str:
-    """The name of the database that the document's blocks made, with a clock for tests."""
+def pairs(cluster: Cluster, executed: dict[int, str]) -> Iterator[list[Database]]:
+    """Two databases that the document's blocks made, with a clock for tests."""
     assert not any(executed.values())
     cluster.run(
         "document",
@@ -877,583 +521,322 @@ def template(cluster: Cluster, executed: dict[int, str]) -> str:
         " UNION ALL SELECT open_day(parent, date '2026-03-11' + n) FROM generate_series(0, 9)"
         " AS n, unnest(array['notifications', 'deliveries', 'attempts']) AS parent \\g /dev/null",
     )
-    return "document"
-
-
-@pytest.fixture(scope="session")
-def make_database(cluster: Cluster, template: str) -> Iterator[Callable[[], Database]]:
-    """Makes copies of the database that the document's blocks made."""
-    made: list[Database] = []
-
-    def make() -> Database:
-        name = f"test_{len(made)}"
-        cluster.run(
-            "postgres",
-            f"CREATE DATABASE {name} TEMPLATE {template};"
-            f"ALTER DATABASE {name} SET test.today = '2026-03-01'",
-        )
-        made.append(Database(cluster, name))
-        return made[-1]
-
-    yield make
-    for database in made:
+    cluster.run("postgres", "CREATE DATABASE pair_2 TEMPLATE document")
+    names = ("document", "pair_2")
+    for name in names:  # for sessions of their own, too
+        clock = f"ALTER DATABASE {name} SET test.today = '2026-03-01'"
+        cluster.run("postgres", clock)
+    databases = [Database(cluster, name) for name in names]
+    yield databases
+    for database in databases:
         database.close()
 
 
-@pytest.fixture(scope="session")
-def shared_database(make_database: Callable[[], Database]) -> Database:
-    return make_database()
-
-
 @pytest.fixture
-def database(shared_database: Database) -> Database:
-    """The document's tables, empty. For tests that do not change the schema."""
-    rows = shared_database(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-        " AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'subscriptions';"
-    )
-    tables = ["subscriptions", *(name for (name,) in rows)]
-    shared_database("".join(f"DELETE FROM {table};" for table in tables))
-    shared_database(on(1))
-    return shared_database
+def pg(pairs: list[Database]) -> Database:
+    """The document's tables, empty, on March 1st."""
+    pairs[0](EMPTY)
+    return pairs[0]
 
 
-@pytest.mark.parametrize("line", [block.line for block in POSTGRESQL])
-def test_every_postgresql_block_runs(executed: dict[int, str], line: int) -> None:
-    assert executed[line] == ""
-
-
-def uuid(number: int) -> str:
-    return f"00000000-0000-7000-8000-{number:012x}"
-
-
-def passing(client: int, number: int, *subscriptions: int) -> str:
-    """SQL of image `number`, 10 ms after the one before, which passed `subscriptions`."""
-    time = f"timestamptz '2026-03-01Z' + interval '{10 * number} ms'"
-    passed = ",".join(f"'{uuid(s)}'" for s in subscriptions or (1,))
-    return f"({client}, {time}, '{uuid(number)}', 5, array[{passed}]::uuid[])::passing"
-
-
-def append(client: int, numbers: Iterable[int], *subscriptions: int) -> str:
-    """SQL that appends these images as one batch."""
-    batch = ",".join(passing(client, n, *subscriptions) for n in numbers)
-    return f"SELECT feed_append(array[{batch}]::passing[]);"
-
-
-def on(day: int) -> str:
-    """SQL that sets the clock to that day of March."""
-    return f"SET test.today = '2026-03-{day:02}';"
-
-
-URL = "https://hooks.example.com/red"
-
-
-def subscribe(client: int, subscription: int = 1, webhook: bool = False) -> str:
+def subscribe(client: int = 81, subscription: int = 1, webhook: bool = False) -> str:
     sql = f"INSERT INTO feeds VALUES ({client}) ON CONFLICT DO NOTHING;"
-    sql += f"INSERT INTO subscriptions VALUES ('{uuid(subscription)}', {client});"
+    sql += f"INSERT INTO subscriptions VALUES ('{uuid7(subscription)}', {client});"
     return sql + (add_webhook(subscription) if webhook else "")
 
 
-def add_webhook(subscription: int) -> str:
-    """SQL that makes a webhook and has it pass its test."""
-    add = f"SELECT add_webhook('{uuid(subscription)}', '{URL}', 'one') \\g /dev/null\n"
-    return add + report_test(subscription, "true, 200")
+def entries_a_minute(limit: int) -> str:
+    return f"UPDATE feeds SET entries_a_minute = {limit};"
 
 
-def report_test(subscription: int, outcome: str, url: str = URL) -> str:
-    return f"EXECUTE tested('{uuid(subscription)}', '{url}', {outcome}, NULL);"
+def passing(number: int, *subscriptions: int, client: int = 81) -> str:
+    """SQL of image `number`, 10 ms after the one before, which passed `subscriptions`."""
+    time = f"timestamptz '2026-03-01Z' + interval '{10 * number} ms'"
+    passed = ",".join(f"'{uuid7(s)}'" for s in subscriptions or (1,))
+    return f"({client}, {time}, '{uuid7(number)}', 5, array[{passed}]::uuid[])::passing"
 
 
-def numbers(rows: list[list[str]]) -> list[int]:
-    """The `seq` of what was pulled; nothing of a row without an entry."""
-    return [int(row[1]) for row in rows if row[1]]
+def append_batch(*batch: str) -> str:
+    return f"SELECT feed_append(array[{','.join(batch)}]::passing[]);"
 
 
-# --- The feed
+def append(numbers: Iterable[int], *subscriptions: int, client: int = 81) -> str:
+    """SQL that appends these images as one batch."""
+    return append_batch(*(passing(n, *subscriptions, client=client) for n in numbers))
 
 
-def test_an_image_appended_again_stays_one_entry_and_uses_no_number(
-    database: Database,
-) -> None:
-    database(subscribe(81))
-    appended = database(append(81, [1, 1]) + append(81, [1]) + append(81, [1, 2]))
-    assert appended == [["1"], ["0"], ["1"]]
-    assert numbers(database("EXECUTE pull(81, 0, 10);")) == [1, 2]
+def retire(day: int) -> str:
+    return f"SELECT retire_feed_day('2026-03-{day:02}') \\g /dev/null\n"
 
 
-def test_an_image_appended_again_a_week_later_stays_one_entry(
-    database: Database,
-) -> None:
-    database(subscribe(81) + append(81, [1]))
-    assert database(on(8) + append(81, [1])) == [["0"]]
+class Page(NamedTuple):
+    """What `pull` returns."""
+
+    purged_to: int
+    seqs: list[int]
+    images: list[str]
 
 
-def test_a_batch_is_numbered_in_its_own_order_for_each_client(
-    database: Database,
-) -> None:
-    database(subscribe(81) + subscribe(82, 2))
-    batch = ",".join(passing(c, n) for c, n in ((81, 9), (82, 5), (81, 3), (82, 4)))
-    database(f"SELECT feed_append(array[{batch}]);")
-    pulled = [database(f"EXECUTE pull({client}, 0, 9);") for client in (81, 82)]
-    assert [[(int(r[1]), r[2]) for r in rows] for rows in pulled] == [
-        [(1, uuid(9)), (2, uuid(3))],
-        [(1, uuid(5)), (2, uuid(4))],
+def page(rows: list[list[str]]) -> Page:
+    entries = [row for row in rows if row[1]]
+    seqs = [int(row[1]) for row in entries]
+    return Page(int(rows[0][0]), seqs, [row[2] for row in entries])
+
+
+def pull(pg: Database, after: int = 0, limit: int = 1000, client: int = 81) -> Page:
+    return page(pg(f"EXECUTE pull({client}, {after}, {limit});"))
+
+
+def notified(pg: Database) -> dict[str, set[str]]:
+    """Image -> the subscriptions that its entry names."""
+    ids = "array_to_string(subscription_ids, ' ')"
+    rows = pg(f"SELECT image_id, {ids} FROM notifications;")
+    return {image: set(subscriptions.split()) for image, subscriptions in rows}
+
+
+# --- 2. Gaps in the numbers
+
+
+def test_numbers_that_never_arrived_are_found_and_no_others(pg: Database) -> None:
+    random = Random(3)
+    arrived = ((0, 2, 39), (0, 41, 99), (1, 1, 76), (1, 78, 99), (2, 1, 99))
+    batches = []
+    for outbox, first, end in arrived:
+        while first <= end:
+            last = min(first + random.randrange(10), end)
+            batches += [(uuid7(outbox), first, last)] * random.choice((1, 1, 2))
+            first = last + 1
+    random.shuffle(batches)
+    pg("".join(f"EXECUTE receive('{o}', {a}, {b});" for o, a, b in batches))
+    assert pg("EXECUTE missing;") == [
+        [uuid7(0), "1", "1"],
+        [uuid7(0), "40", "40"],
+        [uuid7(1), "77", "77"],
     ]
 
 
-def test_concurrent_writers_number_a_feed_without_a_gap_or_a_double(
-    database: Database,
-) -> None:
-    database(subscribe(81))
-    writers = [range(300), range(150, 450), range(300, 600)]
-    database.together(
-        *(
-            "".join(append(81, writer[n : n + 10]) for n in range(0, 300, 10))
-            for writer in writers
-        )
-    )
-    assert numbers(database("EXECUTE pull(81, 0, 1000);")) == list(range(1, 601))
+# --- 3 and 4. The feed
 
 
-def test_writers_of_the_same_clients_in_opposite_orders_do_not_deadlock(
-    database: Database,
-) -> None:
-    database("".join(subscribe(client, client) for client in range(1, 21)))
+def test_an_image_appended_again_uses_no_number_even_a_week_later(pg: Database) -> None:
+    again = append([1, 1]) + append([1]) + append([1, 2]) + on(8) + append([1])
+    assert pg(subscribe() + again) == [["1"], ["0"], ["1"], ["0"]]
+    assert pull(pg).seqs == [1, 2]
+
+
+def test_each_client_pulls_its_entries_in_the_order_of_the_log(pg: Database) -> None:
+    batch = [(81, 9), (82, 5), (81, 3), (82, 4), (81, 6)]
+    pg(subscribe() + subscribe(82, 2))
+    pg(append_batch(*(passing(n, client=client) for client, n in batch)))
+    assert pull(pg) == (0, [1, 2, 3], [uuid7(9), uuid7(3), uuid7(6)])
+    assert pull(pg, client=82) == (0, [1, 2], [uuid7(5), uuid7(4)])
+    assert pull(pg, after=1, limit=1).seqs == [2]
+
+
+def test_concurrent_writers_number_a_feed_without_gaps(pg: Database) -> None:
+    pg(subscribe())
+    scripts = [
+        "".join(append(range(n, n + 10)) for n in range(first, first + 300, 10))
+        for first in (0, 150, 300)
+    ]
+    pg.together(*scripts)
+    assert pull(pg).seqs == list(range(1, 601))
+
+
+def test_writers_in_opposite_orders_of_clients_do_not_deadlock(pg: Database) -> None:
+    pg("".join(subscribe(client, client) for client in range(1, 21)))
 
     def script(clients: Sequence[int], first: int) -> str:
-        batches = (
-            ",".join(passing(client, n, client) for client in clients)
+        return "".join(
+            append_batch(*(passing(n, client, client=client) for client in clients))
             for n in range(first, first + 40)
         )
-        return "".join(f"SELECT feed_append(array[{batch}]);" for batch in batches)
 
-    database.together(script(range(1, 21), 0), script(range(20, 0, -1), 100))
-    assert database("SELECT DISTINCT last_seq FROM feeds;") == [["80"]]
-
-
-def test_a_puller_gets_what_follows_its_cursor_and_nothing_of_other_clients(
-    database: Database,
-) -> None:
-    database(subscribe(81) + subscribe(82, 2))
-    database(append(81, range(5)) + append(82, range(5)))
-    pulled = database("EXECUTE pull(81, 2, 2);")
-    assert [(row[1], row[2]) for row in pulled] == [("3", uuid(2)), ("4", uuid(3))]
+    pg.together(script(range(1, 21), 0), script(range(20, 0, -1), 100))
+    assert pg("SELECT DISTINCT last_seq FROM feeds;") == [["80"]]
 
 
-def test_a_puller_learns_with_the_entries_which_of_them_are_gone(
-    make_database: Callable[[], Database],
-) -> None:
-    database = make_database()
-    database(subscribe(81) + append(81, [1, 2]) + on(2) + append(81, [3]))
-    database(on(9) + "SELECT retire_feed_day('2026-03-01');")
-    assert [row[:2] for row in database("EXECUTE pull(81, 0, 1);")] == [["2", "1"]]
-    database("SELECT drop_feed_day('2026-03-01');")
-    assert [row[:2] for row in database("EXECUTE pull(81, 0, 9);")] == [["2", "3"]]
-    assert [row[:2] for row in database("EXECUTE pull(81, 3, 9);")] == [["2", ""]]
+def test_a_puller_learns_which_entries_are_gone(pg: Database) -> None:
+    pg(subscribe() + append([1, 2]) + on(2) + append([3]) + on(9) + retire(1))
+    assert pull(pg, limit=1)[:2] == (2, [1])
+    pg("SELECT drop_feed_day('2026-03-01');")
+    assert pull(pg)[:2] == (2, [3])
+    assert pull(pg, after=3)[:2] == (2, [])
 
 
-def test_an_entry_can_be_pulled_for_a_week_however_old_its_image_is(
-    database: Database,
-) -> None:
-    database(subscribe(81) + on(8) + append(81, [1]))  # an image of March 1st
-    assert "is not a week old" in database.error(
-        on(15) + "SELECT retire_feed_day('2026-03-08');"
-    )
-    assert numbers(database(on(15) + "EXECUTE pull(81, 0, 9);")) == [1]
-    database(on(16) + "SELECT retire_feed_day('2026-03-08');")
-    assert database("SELECT purged_to FROM feeds;") == [["1"]]
+def test_an_entry_can_be_pulled_for_a_week_whatever_its_image(pg: Database) -> None:
+    pg(subscribe() + on(8) + append([1]))  # an image of March 1st
+    assert "is not a week old" in pg.error(on(15) + retire(8))
+    pg(on(15))
+    assert pull(pg)[:2] == (0, [1])
+    pg(on(16) + retire(8))
+    assert pull(pg).purged_to == 1
 
 
-def test_readers_beside_writers_and_a_purge_miss_no_entry_without_being_told(
-    database: Database,
-) -> None:
-    database(subscribe(81) + append(81, range(500)) + on(2) + append(81, [500]))
-    write = on(9) + "".join(append(81, [n]) for n in range(501, 700))
-    purge = on(9) + "SELECT retire_feed_day('2026-03-01');"
+def test_readers_beside_writers_and_a_purge_miss_nothing_untold(pg: Database) -> None:
+    pg(subscribe() + append(range(500)) + on(2) + append([500]))
+    write = on(9) + "".join(append([n]) for n in range(501, 700))
     read = "EXECUTE pull(81, 0, 600); SELECT 'end';" * 60
-    *_, rows = database.together(write, purge, read)
-    pages: list[list[list[str]]] = [[]]
-    for row in rows:
-        if row == ["end"]:
-            pages.append([])
-        else:
-            pages[-1].append(row)
-    found = [(int(page[0][0]), numbers(page)) for page in pages[:-1]]
-    assert len(found) == 60
-    for purged_to, seen in found:
+    *_, rows = pg.together(write, on(9) + retire(1), read)
+    pages = [list(group) for end, group in groupby(rows, ["end"].__eq__) if not end]
+    assert len(pages) == 60
+    for purged_to, seqs, _ in map(page, pages):
         assert purged_to in (0, 500)
-        assert seen == list(range(1, len(seen) + 1))
+        assert seqs == list(range(1, len(seqs) + 1))
 
 
 # --- More entries than anybody reads
 
 
-def test_of_a_minute_only_so_many_images_get_entries_and_the_others_share_one(
-    database: Database,
-) -> None:
-    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 3;")
-    database(append(81, [1, 2]) + append(81, [3, 4, 5, 6], 2) + append(81, [7]))
-    rows = database(
-        "SELECT seq, image_id, images, extract(epoch FROM last_at - first_at) * 100,"
-        " subscription_ids FROM notifications ORDER BY seq;"
+def test_images_beyond_the_limit_of_a_minute_share_an_entry(pg: Database) -> None:
+    pg(subscribe() + entries_a_minute(3) + append([1, 2]))
+    pg(append_batch(passing(3), passing(4, 2), passing(5, 2, 3), passing(6, 2)))
+    pg(append([7]))
+    rows = pg(
+        "SELECT seq, image_id, images, round(extract(epoch FROM last_at - first_at) * 100),"
+        " array_to_string(subscription_ids, ' ') FROM notifications ORDER BY seq;"
     )
-    assert [(row[0], row[1], row[2], round(float(row[3]))) for row in rows] == [
-        ("1", uuid(1), "1", 0),
-        ("2", uuid(2), "1", 0),
-        ("3", uuid(3), "1", 0),
-        ("4", uuid(4), "3", 2),  # 4, 5, 6
-        ("5", uuid(7), "1", 0),  # beyond the limit, too, but alone
+    assert rows == [
+        ["1", uuid7(1), "1", "0", uuid7(1)],
+        ["2", uuid7(2), "1", "0", uuid7(1)],
+        ["3", uuid7(3), "1", "0", uuid7(1)],
+        ["4", uuid7(4), "3", "2", f"{uuid7(2)} {uuid7(3)}"],  # 4, 5, 6
+        ["5", uuid7(7), "1", "0", uuid7(1)],  # beyond the limit, too, but alone
     ]
-    assert rows[3][4] == "{" + uuid(2) + "}"
 
 
-def test_a_digest_names_every_subscription_of_its_images(database: Database) -> None:
-    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 0;")
-    batch = ",".join([passing(81, 1, 1), passing(81, 2, 2, 3), passing(81, 3, 1)])
-    database(f"SELECT feed_append(array[{batch}]);")
-    ((ids,),) = database(
-        "SELECT array_to_string(subscription_ids, ' ') FROM notifications;"
-    )
-    assert ids.split() == [uuid(1), uuid(2), uuid(3)]
-
-
-def test_the_limit_goes_by_the_minute_of_the_image_and_by_client(
-    database: Database,
-) -> None:
-    database(
-        subscribe(81) + subscribe(82, 2) + "UPDATE feeds SET entries_a_minute = 2;"
-    )
+def test_the_limit_goes_by_the_minute_of_the_image_and_by_client(pg: Database) -> None:
+    pg(subscribe() + subscribe(82, 2) + entries_a_minute(2))
     minutes = [1, 2, 6001, 6002, 12001, 12002]  # ten milliseconds each: three minutes
-    database(append(81, minutes) + append(82, minutes))
-    assert database(
-        "SELECT DISTINCT images, count(*) FROM notifications GROUP BY 1;"
-    ) == [["1", "12"]]
+    pg(append(minutes) + append(minutes, client=82))
+    assert pg("SELECT images, count(*) FROM notifications GROUP BY 1;") == [["1", "12"]]
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_image_that_passes_is_an_entry_or_counted_in_a_digest(
-    database: Database, seed: int
-) -> None:
+def test_every_image_is_an_entry_or_in_a_digest(pg: Database, seed: int) -> None:
     random = Random(seed)
-    database(subscribe(81) + "UPDATE feeds SET entries_a_minute = 20;")
+    pg(subscribe() + entries_a_minute(20))
     images = random.sample(range(30_000), 300)  # five minutes
     while images:
         size = random.randrange(1, 60)
-        database(append(81, images[:size]))
+        pg(append(images[:size]))
         images = images[size:]
-    rows = database("SELECT seq, images, at FROM notifications ORDER BY seq;")
+    rows = pg("SELECT seq, images, at FROM notifications ORDER BY seq;")
     assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
     assert sum(int(row[1]) for row in rows) == 300
     singles = Counter(row[2][:16] for row in rows if row[1] == "1")
     assert len(singles) == 5 and min(singles.values()) >= 20 and len(rows) < 150
 
 
-# --- Subscriptions and matchers
-
-
-def test_concurrent_changes_enter_the_outbox_in_the_order_of_their_versions(
-    database: Database,
-) -> None:
-    change = f"SELECT request_change(81, '{uuid(1)}', 5::smallint, now(), '{{3}}');"
-    database.together(*[change * 50] * 3)
-    rows = database("SELECT change->>'version' FROM outbox ORDER BY id;")
-    assert [int(version) for (version,) in rows] == list(range(1, 151))
-
-
-def test_a_subscription_is_shown_as_active_once_every_matcher_has_taken_it_over(
-    database: Database,
-) -> None:
-    subscription = f"'{uuid(1)}'"
-    database(
-        f"SELECT request_change(81, {subscription}, 5::smallint, now(), '{{3,7}}');"
-    )
-    shown = []
-    for take_over in (
-        "",
-        f"EXECUTE take_over(3, {subscription}, 1, '2026-03-02Z');",
-        f"EXECUTE take_over(7, {subscription}, 1, '2026-03-01Z');" * 2,
-    ):
-        shown += database(take_over + f"EXECUTE shown({subscription});")
-    assert shown == [
-        ["1", "5", ""],
-        ["1", "5", ""],
-        ["1", "5", "2026-03-02 00:00:00+00"],
-    ]
-
-
-def test_a_deletion_is_the_last_version_and_takes_the_webhook_with_it(
-    database: Database,
-) -> None:
-    subscription = f"'{uuid(1)}'"
-    change = f"SELECT request_change(81, {subscription}, {{}}::smallint, now(), '{{{{3}}}}');"
-    webhook = f"SELECT add_webhook({subscription}, 'https://a.example', 'one');"
-    database(change.format(5) + webhook)
-    assert database(change.format("NULL") + change.format(6)) == [["2"], [""]]
-    assert database("SELECT version, threshold_bp FROM thresholds ORDER BY 1;") == [
-        ["1", "5"],
-        ["2", ""],
-    ]
-    assert database("SELECT count(*) FROM webhooks;") == [["0"]]
-
-
-def test_a_takeover_of_an_erased_subscription_is_passed_over(
-    database: Database,
-) -> None:
-    assert database(f"EXECUTE take_over(3, '{uuid(1)}', 1, '2026-03-02Z');") == []
-
-
-def test_a_second_matcher_on_the_same_partition_moves_nothing(
-    database: Database,
-) -> None:
-    database("INSERT INTO matchers VALUES (3, 100, '2026-03-01Z');")
-    advance = "EXECUTE advance(3, 100, 150, '2026-03-02Z');"
-    assert database(advance + advance) == [["3"]]
-
-
-class MatcherProcess:
-    """A matcher of the document whose state is in PostgreSQL, and which may crash at any step."""
-
-    def __init__(self, database: Database, partition: int) -> None:
-        self.database = database
-        self.partition = partition
-        self.start()
-
-    def start(self) -> None:
-        ((offset, highest),) = self.database(
-            "SELECT next_offset, to_char(highest_at, 'YYYY-MM-DD HH24:MI:SS.MS')"
-            f" FROM matchers WHERE partition = {self.partition};"
-        )
-        self.next_offset = int(offset)
-        self.matcher = NAMES["Matcher"](milliseconds(highest))
-        for row in self.database(f"EXECUTE load({self.partition});"):
-            client, subscription, version, threshold, active_from = row
-            self.matcher.restore(
-                int(client),
-                subscription,
-                int(version),
-                int(threshold) if threshold else None,
-                milliseconds(active_from.removesuffix("+00")),
-            )
-
-    def step(
-        self, log: list[tuple[int, Image | Change]], size: int, crash: bool
-    ) -> None:
-        """Take a batch in one transaction; a crash rolls it back and forgets everything."""
-        batch = log[self.next_offset : self.next_offset + size]
-        entries, takeovers = [], []
-        for arrived, message in batch:
-            if isinstance(message, Change):
-                active_from = self.matcher.change(*message)
-                if active_from is not None:
-                    takeovers.append(
-                        f"EXECUTE take_over({self.partition}, '{message.subscription}',"
-                        f" {message.version}, '{rfc3339(active_from)}');"
-                    )
-            elif passed := self.matcher.image(
-                message.client, message.at, message.red, arrived
-            ):
-                ids = ",".join(f"'{s}'" for s in passed)
-                entries.append(
-                    f"({message.client}, '{rfc3339(message.at)}', '{message.image_id}',"
-                    f" {message.red}, array[{ids}]::uuid[])::passing"
-                )
-        end = self.next_offset + len(batch)
-        highest = rfc3339(self.matcher.highest)
-        advanced = self.database(
-            f"BEGIN; SELECT feed_append(array[{','.join(entries)}]::passing[]);"
-            f"{''.join(takeovers)} EXECUTE advance({self.partition}, {self.next_offset},"
-            f" {end}, '{highest}'); {'ROLLBACK' if crash else 'COMMIT'};"
-        )
-        if crash:
-            self.start()
-        else:
-            assert advanced[-1] == [str(self.partition)]
-            self.next_offset = end
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_matcher_that_crashes_at_random_writes_the_feed_of_one_that_does_not(
-    database: Database, seed: int
-) -> None:
-    random = Random(seed)
-    log = [
-        (
-            arrived,
-            message._replace(
-                subscription=uuid(
-                    message.client * 3 + "abc".index(message.subscription)
-                )
-            )
-            if isinstance(message, Change)
-            else message,
-        )
-        for arrived, message in mixed_log(Random(seed))
-    ]
-    changes = [m for _, m in log if isinstance(m, Change)]
-    script = "".join(f"INSERT INTO feeds VALUES ({c});" for c in (81, 1, 2, 2**53 - 1))
-    for client, subscription in sorted({c[:2] for c in changes}):
-        script += f"INSERT INTO subscriptions VALUES ('{subscription}', {client}) ON CONFLICT DO NOTHING;"
-    script += "INSERT INTO matchers VALUES (3, 0, '1970-01-01Z');"
-    for change in sorted(set(changes)):
-        threshold = "NULL" if change.threshold is None else change.threshold
-        script += (
-            f"INSERT INTO thresholds VALUES ('{change.subscription}', {change.version},"
-            f" {threshold}, now(), '{{3}}') ON CONFLICT DO NOTHING;"
-        )
-    database(script)
-    process = MatcherProcess(database, 3)
-    while process.next_offset < len(log):
-        process.step(log, random.randint(1, 60), crash=random.random() < 0.4)
-    matcher = NAMES["Matcher"]()
-    expected: dict[str, set[str]] = {}
-    for arrived, message in log:
-        if isinstance(message, Change):
-            matcher.change(*message)
-        elif passed := matcher.image(message.client, message.at, message.red, arrived):
-            expected.setdefault(message.image_id, set(passed))
-    rows = database(
-        "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
-    )
-    assert {image: set(ids.split()) for image, ids in rows} == expected
-    assert len(expected) > 50
-
-
 # --- Webhooks
 
+URL = "https://hooks.example.com/red"
 
-def claim(database: Database, number: int = 10) -> list[tuple[str, int, int, int]]:
+
+def report_test(outcome: str, url: str = URL, subscription: int = 1) -> str:
+    return f"EXECUTE tested('{uuid7(subscription)}', '{url}', {outcome}, NULL);"
+
+
+def add_webhook(subscription: int = 1) -> str:
+    """SQL that makes a webhook and has it pass its test."""
+    add = f"SELECT add_webhook('{uuid7(subscription)}', '{URL}', 'one') \\g /dev/null\n"
+    return add + report_test("true, 200", subscription=subscription)
+
+
+def change_webhook(url: str, secret: str) -> str:
+    return f"EXECUTE change_webhook('{uuid7(1)}', {url}, {secret});"
+
+
+def claim(pg: Database, number: int = 10) -> list[tuple[str, int, int, int]]:
     """(subscription, end of the batch, attempt, missed) of what is claimed."""
-    rows = database(f"EXECUTE claim({number});")
+    rows = pg(f"EXECUTE claim({number});")
     return [(row[0], int(row[1]), int(row[2]), int(row[3])) for row in rows]
 
 
-def failed(batch_to: int, delay: str = "interval '0'") -> str:
-    return f"EXECUTE failed('{uuid(1)}', {batch_to}, {delay}, 503, 'unavailable');"
+def batch(pg: Database) -> list[int]:
+    """The `seq` of what is sent."""
+    return [int(row[0]) for row in pg(f"EXECUTE batch('{uuid7(1)}');")]
+
+
+def failed(batch_to: int, delay: str = "'0'") -> str:
+    return f"EXECUTE failed('{uuid7(1)}', {batch_to}, {delay}, 503, 'unavailable');"
 
 
 def delivered(batch_to: int, missed: int = 0) -> str:
-    return f"EXECUTE delivered('{uuid(1)}', {batch_to}, {missed}, 200);"
+    return f"EXECUTE delivered('{uuid7(1)}', {batch_to}, {missed}, 200);"
 
 
-def state(database: Database) -> list[list[str]]:
-    return database("SELECT state, acked_seq, due_at IS NULL FROM webhooks;")
+def state(pg: Database) -> list[str]:
+    return pg("SELECT state, attempt, acked_seq, missed, due_at FROM webhooks;")[0]
 
 
-def test_a_claimed_webhook_is_not_claimed_again_while_its_lease_lasts(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    assert claim(database) + claim(database) == [(uuid(1), 1, 0, 0)]
+@pytest.fixture
+def hook(pg: Database) -> Database:
+    """The same with a webhook of client 81 that has an entry to send."""
+    pg(subscribe(webhook=True) + append([1]))
+    return pg
 
 
-def test_deliverers_at_the_same_time_claim_different_webhooks(
-    database: Database,
-) -> None:
+def test_a_claim_holds_against_others_at_the_time_and_later(pg: Database) -> None:
     clients = range(1, 41)
-    database(
-        "".join(subscribe(n, n, webhook=True) + append(n, [n], n) for n in clients)
-    )
-    first, second = database.together(*["EXECUTE claim(20);"] * 2)
-    assert (len(first + second), len({row[0] for row in first + second})) == (40, 40)
+    pg("".join(subscribe(n, n, True) + append([n], n, client=n) for n in clients))
+    first = pg("BEGIN; EXECUTE claim(20);")
+    (second,) = pg.together("SET lock_timeout = '9s'; EXECUTE claim(20);")
+    pg("COMMIT;")
+    assert (len(first), len(second)) == (20, 20)
+    assert len({row[0] for row in first + second}) == 40
+    pg(append([99], client=1))
+    assert claim(pg) == []
 
 
-def test_a_batch_ends_where_it_ended_at_the_first_attempt(database: Database) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1, 2]))
-    attempts = claim(database)
-    database(failed(2) + append(81, [3]))
-    assert attempts + claim(database) == [(uuid(1), 2, 0, 0), (uuid(1), 2, 1, 0)]
-    rows = database(f"EXECUTE batch('{uuid(1)}');")
-    assert [row[:2] for row in rows] == [["1", uuid(1)], ["2", uuid(2)]]
-
-
-def test_a_batch_holds_at_most_100_entries_of_its_own_subscription(
-    database: Database,
-) -> None:
-    database(subscribe(81, 1, webhook=True) + subscribe(81, 2, webhook=True))
-    database("".join(append(81, [n], 1 + n % 2) for n in range(300)))
-    ends = {row[0]: row[1] for row in claim(database)}
-    assert ends == {uuid(1): 199, uuid(2): 200}
-    assert len(database(f"EXECUTE batch('{uuid(1)}');")) == 100
-
-
-def test_a_webhook_of_an_old_subscription_begins_at_the_end_of_the_feed(
-    database: Database,
-) -> None:
-    database(subscribe(81) + append(81, [1, 2]))
-    database(add_webhook(1))
-    assert claim(database) == []
-    database(append(81, [3]))
-    assert claim(database) == [(uuid(1), 3, 0, 0)]
-    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["3"]
-
-
-def test_after_the_last_attempt_a_webhook_is_suspended_where_it_stood(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    claim(database)
-    database(failed(1, "NULL") + append(81, [2]))
-    assert claim(database) == []
-    assert state(database)[0][:2] == ["suspended", "0"]
+def test_a_webhook_of_an_old_subscription_begins_at_the_end(pg: Database) -> None:
+    pg(subscribe() + append([1, 2]) + add_webhook())
+    assert claim(pg) == []
+    pg(append([3]))
+    assert claim(pg) == [(uuid7(1), 3, 0, 0)]
+    assert batch(pg) == [3]
 
 
 @pytest.mark.parametrize("before", ["pending", "suspended"])
-def test_a_test_message_that_succeeds_takes_a_webhook_up_where_it_stood(
-    database: Database, before: str
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    database(f"UPDATE webhooks SET state = '{before}', attempt = 10;")
-    assert claim(database) == []
-    database(f"EXECUTE ask_test('{uuid(1)}');")
-    ((_, url),) = database("EXECUTE claim_tests(9); EXECUTE claim_tests(9);")
-    database(report_test(1, "false, 500", url))
-    assert (state(database)[0][0], claim(database)) == (before, [])
-    database(report_test(1, "true, 204", url))
-    assert claim(database) == [(uuid(1), 1, 0, 0)]
+def test_only_a_passed_test_activates_a_webhook(hook: Database, before: str) -> None:
+    hook(f"UPDATE webhooks SET state = '{before}', attempt = 10;")
+    assert claim(hook) == []
+    hook(f"EXECUTE ask_test('{uuid7(1)}');")
+    ((_, url),) = hook("EXECUTE claim_tests(9); EXECUTE claim_tests(9);")
+    hook(report_test("false, 500", url))
+    assert (state(hook)[0], claim(hook)) == (before, [])
+    hook(report_test("true, 204", url))
+    assert claim(hook) == [(uuid7(1), 1, 0, 0)]
 
 
-def test_a_test_message_leaves_an_active_webhook_as_it_is(database: Database) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    claim(database)
-    database(failed(1, "interval '1 hour'"))
-    before = database("SELECT state, attempt, due_at, acked_seq FROM webhooks;")
-    database(f"EXECUTE ask_test('{uuid(1)}'); EXECUTE claim_tests(9);")
-    database(report_test(1, "true, 200"))
-    assert database("SELECT state, attempt, due_at, acked_seq FROM webhooks;") == before
+def test_a_test_message_leaves_an_active_webhook_as_it_is(hook: Database) -> None:
+    claim(hook)
+    hook(failed(1, "interval '1 hour'"))
+    before = state(hook)
+    hook(f"EXECUTE ask_test('{uuid7(1)}'); EXECUTE claim_tests(9);")
+    hook(report_test("true, 200"))
+    assert state(hook) == before
 
 
-def test_a_test_of_the_old_url_does_not_make_the_new_one_active(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    database(f"EXECUTE change_webhook('{uuid(1)}', 'https://new.example', NULL);")
-    database(report_test(1, "true, 200", URL))
-    assert (state(database)[0][0], claim(database)) == ("pending", [])
+def test_a_test_of_the_old_url_does_not_make_the_new_one_active(hook: Database) -> None:
+    hook(change_webhook("'https://new.example'", "NULL") + report_test("true, 200"))
+    assert (state(hook)[0], claim(hook)) == ("pending", [])
 
 
-def test_a_new_secret_signs_beside_the_old_one_for_a_day(database: Database) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    database(f"EXECUTE change_webhook('{uuid(1)}', NULL, 'two');")
-    database(f"EXECUTE change_webhook('{uuid(1)}', NULL, 'three');")
-    ((*_, both),) = database("EXECUTE claim(1);")
-    due = "UPDATE webhooks SET due_at = now(), old_until = now(); EXECUTE claim(1);"
-    ((*_, one),) = database(due)
+def test_a_new_secret_signs_beside_the_old_one_for_a_day(hook: Database) -> None:
+    hook(change_webhook("NULL", "'two'") + change_webhook("NULL", "'three'"))
+    ((*_, both),) = hook("EXECUTE claim(1);")
+    hook("UPDATE webhooks SET due_at = now(), old_until = now();")
+    ((*_, one),) = hook("EXECUTE claim(1);")
     three, two = (rf"\\x{word.encode().hex()}" for word in ("three", "two"))
-    assert both == f'{{"{three}","{two}"}}'
-    assert one == f'{{"{three}"}}'
+    assert (both, one) == (f'{{"{three}","{two}"}}', f'{{"{three}"}}')
 
 
-def test_every_attempt_and_every_test_is_in_the_log_with_its_status(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    claim(database)
-    database(failed(1))
-    claim(database)
-    database(delivered(1))
-    rows = database(
-        "SELECT batch_to, attempt, status, error FROM attempts ORDER BY at;"
-    )
+def test_every_attempt_and_every_test_is_in_the_log(hook: Database) -> None:
+    for settled in (failed(1), delivered(1)):
+        claim(hook)
+        hook(settled)
+    rows = hook("SELECT batch_to, attempt, status, error FROM attempts ORDER BY at;")
     assert rows == [
         ["", "1", "200", ""],
         ["1", "1", "503", "unavailable"],
@@ -1461,135 +844,72 @@ def test_every_attempt_and_every_test_is_in_the_log_with_its_status(
     ]
 
 
-def test_what_was_delivered_is_sent_again_on_request_and_not_what_is_gone(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]) + on(2) + append(81, [2, 3]))
-    claim(database)
-    database(delivered(3))
-    database(on(9) + "SELECT retire_feed_day('2026-03-01');")
-    resend = f"EXECUTE resend('{uuid(1)}', {{}});"
-    assert database(resend.format(0) + resend.format(3) + resend.format(1)) == [["1"]]
-    assert claim(database) == [(uuid(1), 3, 0, 0)]
-    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["2", "3"]
+def test_a_webhook_is_told_how_many_entries_were_deleted_unsent(hook: Database) -> None:
+    hook(append([2]) + on(2) + append([3]))
+    claim(hook)
+    hook(failed(3) + on(9) + retire(1) + "SELECT drop_feed_day('2026-03-01');")
+    assert claim(hook) == [(uuid7(1), 3, 1, 2)]
+    assert batch(hook) == [3]
+    hook(delivered(3, missed=1) + append([4]))  # it was told of one of them
+    assert claim(hook) == [(uuid7(1), 4, 0, 1)]
 
 
-def test_a_webhook_is_told_how_many_of_its_own_entries_were_deleted_unsent(
-    make_database: Callable[[], Database],
-) -> None:
-    database = make_database()
-    database(subscribe(81, webhook=True) + append(81, [1, 2]) + on(2) + append(81, [3]))
-    claim(database)
-    database(failed(3) + on(9) + "SELECT retire_feed_day('2026-03-01');")
-    database("SELECT drop_feed_day('2026-03-01');")
-    assert claim(database) == [(uuid(1), 3, 1, 2)]
-    assert [row[0] for row in database(f"EXECUTE batch('{uuid(1)}');")] == ["3"]
-    database(delivered(3, missed=2) + append(81, [4]))
-    assert claim(database) == [(uuid(1), 4, 0, 0)]
-
-
-def test_what_is_settled_while_a_day_waits_to_be_retired_is_not_counted_as_missed(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, range(150)) + on(9))
-    claim(database)
-    database("BEGIN;" + delivered(100))  # not committed yet
-    retire = on(9) + "SELECT retire_feed_day('2026-03-01');"
-    with database.cluster.popen(database.name, retire) as process:
+def test_what_is_acknowledged_before_a_retirement_is_not_missed(pg: Database) -> None:
+    pg(subscribe(webhook=True) + append(range(150)) + on(9))
+    claim(pg)
+    pg("BEGIN; SET LOCAL statement_timeout = '10s';" + delivered(100))
+    with pg.cluster.popen(pg.name, on(9) + retire(1)) as process:
         blocked = (
             "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             " AND query LIKE '%retire_feed_day%'"
         )
-        database(
+        pg(
             f"DO $$ BEGIN WHILE NOT EXISTS ({blocked}) LOOP"
             " PERFORM pg_stat_clear_snapshot(), pg_sleep(0.001); END LOOP; END $$; COMMIT;"
         )
         process.communicate()
-    assert database("SELECT acked_seq, missed FROM webhooks;") == [["150", "50"]]
+    assert state(pg) == ["active", "0", "150", "50", ""]
 
 
-def test_entries_of_other_subscriptions_that_are_deleted_raise_no_alarm(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    claim(database)
-    database(delivered(1) + append(81, range(2, 50), 2))
-    database(on(9) + "SELECT retire_feed_day('2026-03-01');" + append(81, [50]))
-    assert claim(database) == [(uuid(1), 50, 0, 0)]
+def test_a_webhook_whose_batch_is_deleted_has_nothing_to_send(hook: Database) -> None:
+    claim(hook)
+    hook(failed(1) + on(9) + retire(1))
+    assert (claim(hook), state(hook)) == ([], ["active", "0", "1", "1", ""])
+    hook(delivered(1) + append([2]))  # its response comes too late to count
+    assert claim(hook) == [(uuid7(1), 2, 0, 1)]
 
 
-def test_a_webhook_whose_whole_batch_is_deleted_has_nothing_to_send(
-    database: Database,
-) -> None:
-    database(subscribe(81, webhook=True) + append(81, [1]))
-    claim(database)
-    database(failed(1) + on(9) + "SELECT retire_feed_day('2026-03-01');")
-    assert (claim(database), state(database)) == ([], [["active", "1", "t"]])
-    database(delivered(1) + append(81, [2]))  # its answer comes too late to count
-    assert claim(database) == [(uuid(1), 2, 0, 1)]
-
-
-def test_a_quiet_subscription_is_claimed_without_reading_the_others_entries(
-    database: Database,
-) -> None:
-    database(
-        subscribe(81, 1, webhook=True) + "UPDATE feeds SET entries_a_minute = 9999;"
-    )
-    database(append(81, range(5_000), 2) + append(81, [5_000]) + "ANALYZE;")
+def test_a_quiet_subscription_is_claimed_without_a_scan(pg: Database) -> None:
+    pg(subscribe(webhook=True) + entries_a_minute(9999))
+    pg(append(range(5_000), 2) + append([5_000]) + "ANALYZE;")
     explained = "EXPLAIN (ANALYZE, BUFFERS, FORMAT json) EXECUTE claim(1);"
-    (plan,) = json.loads("\n".join("\t".join(row) for row in database(explained)))
+    (plan,) = json.loads("\n".join("\t".join(row) for row in pg(explained)))
     assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 100
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_webhooks_that_fail_at_random_get_every_entry_in_order(
-    database: Database, seed: int
-) -> None:
-    random = Random(seed)
-    database(subscribe(81, webhook=True))
-    received: list[int] = []
-    for round_ in range(40):
-        database(append(81, range(10 * round_, 10 * round_ + random.randrange(4))))
-        for subscription, batch_to, _, missed in claim(database):
-            outcome = random.choice(("delivered", "failed", "lost answer"))
-            if outcome != "failed":
-                rows = database(f"EXECUTE batch('{subscription}');")
-                received += [int(r[0]) for r in rows if int(r[0]) not in received]
-            settle = {
-                "delivered": delivered(batch_to, missed),
-                "failed": failed(batch_to),
-                "lost answer": "UPDATE webhooks SET due_at = now();",  # the lease ran out
-            }
-            database(settle[outcome])
-    ((acked,),) = database("SELECT acked_seq FROM webhooks;")
-    assert received[: int(acked)] == list(range(1, int(acked) + 1)) != []
-
-
-def test_an_append_beside_a_settlement_is_not_forgotten(database: Database) -> None:
-    database(subscribe(81, webhook=True))
-    writer = "".join(append(81, [n]) for n in range(150))
+def test_an_append_beside_a_delivery_is_not_forgotten(pg: Database) -> None:
+    pg(subscribe(webhook=True))
+    writer = "".join(append([n]) for n in range(150))
     deliverer = (
         "EXECUTE claim(1); SELECT coalesce(batch_to, 0) AS batch FROM webhooks \\gset\n"
-        f"EXECUTE delivered('{uuid(1)}', :batch, 0, 200);\n"
+        f"EXECUTE delivered('{uuid7(1)}', :batch, 0, 200);\n"
     )
-    database.together(writer, deliverer * 100)
-    ((head, acked, idle),) = database(
-        "SELECT head_seq, acked_seq, due_at IS NULL FROM webhooks;"
-    )
-    assert (head, idle) == ("150", "t" if acked == head else "f")
+    pg.together(writer, deliverer * 100)
+    ((head, acked, due),) = pg("SELECT head_seq, acked_seq, due_at FROM webhooks;")
+    assert (head, due == "") == ("150", acked == head)
 
 
 class FeedModel:
     """What the document promises about one feed, its webhook and a puller, in plain Python."""
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, pg: Database) -> None:
+        self.pg = pg
         self.day = 1
         self.entries: list[tuple[int, bool]] = []  # day, whether it is the webhook's
         self.images = self.purged_to = self.acked = self.missed = self.cursor = 0
         self.state, self.attempt, self.batch = "active", 0, 0
-        self.received: set[int] = set()
-        database(subscribe(81, webhook=True) + subscribe(82, 2))
+        self.received: list[int] = []  # what the endpoint has seen, each entry once
+        pg(subscribe(webhook=True) + subscribe(82, 2))
 
     def own(self, after: int, up_to: int | None = None) -> list[int]:
         """The webhook's entries with `seq` in that range that are not retired."""
@@ -1602,42 +922,42 @@ class FeedModel:
     def append(self, random: Random) -> None:
         numbers = range(self.images, self.images + random.randrange(1, 60))
         subscription = random.choice((1, 1, 2))
-        self.database(append(81, [*numbers, *numbers[:2]], subscription))
+        self.pg(append([*numbers, *numbers[:2]], subscription))
         self.images = numbers.stop
         self.entries += [(self.day, subscription == 1)] * len(numbers)
 
     def deliver(self, random: Random) -> None:
-        self.database("UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL;")
-        claimed = claim(self.database)
+        self.pg("UPDATE webhooks SET due_at = now() WHERE due_at IS NOT NULL;")
+        claimed = claim(self.pg)
         pending = self.own(self.acked)
         if self.state != "active" or not pending:
             assert claimed == []
             return
         batch_to = self.batch or pending[:100][-1]
-        assert claimed == [(uuid(1), batch_to, self.attempt, self.missed)]
-        rows = self.database(f"EXECUTE batch('{uuid(1)}');")
-        assert [int(row[0]) for row in rows] == self.own(self.acked, batch_to)
+        assert claimed == [(uuid7(1), batch_to, self.attempt, self.missed)]
+        sent = batch(self.pg)
+        assert sent == self.own(self.acked, batch_to)
         self.batch = batch_to
         outcome = random.choice(("2xx", "2xx", "lost", "503", "last"))
         if outcome in ("2xx", "lost"):
-            self.received.update(int(row[0]) for row in rows)
+            self.received += [seq for seq in sent if seq not in self.received]
         if outcome == "2xx":
-            self.database(delivered(batch_to, self.missed))
+            self.pg(delivered(batch_to, self.missed))
             self.acked, self.missed, self.attempt, self.batch = batch_to, 0, 0, 0
         elif outcome in ("503", "last"):
-            self.database(failed(batch_to, "NULL" if outcome == "last" else "'0'"))
+            self.pg(failed(batch_to, "NULL" if outcome == "last" else "'0'"))
             self.attempt += 1
             self.state = "suspended" if outcome == "last" else "active"
 
-    def take_up(self, random: Random) -> None:
-        self.database(report_test(1, "true, 200"))
+    def pass_test(self, random: Random) -> None:
+        self.pg(report_test("true, 200"))
         self.attempt = self.attempt if self.state == "active" else 0
         self.state = "active"
 
     def resend(self, random: Random) -> None:
         after = random.randrange(len(self.entries) + 1)
         allowed = self.state == "active" and self.purged_to <= after < self.acked
-        rows = self.database(f"EXECUTE resend('{uuid(1)}', {after});")
+        rows = self.pg(f"EXECUTE resend('{uuid7(1)}', {after});")
         assert rows == ([[str(after)]] if allowed else [])
         if allowed:
             self.acked, self.attempt, self.batch = after, 0, 0
@@ -1645,42 +965,36 @@ class FeedModel:
     def pass_day(self, random: Random) -> None:
         self.day += 1
         old = self.day - 8
-        sql = on(self.day)
-        if old >= 1:
-            sql += f"SELECT retire_feed_day('2026-03-{old:02}') \\g /dev/null\n"
-            gone = [n for n, (day, _) in enumerate(self.entries, 1) if day == old]
-            unsent = [n for n in gone if self.entries[n - 1][1] and n > self.acked]
-            self.purged_to = max([self.purged_to, *gone])
-            self.missed += len(unsent)
-            self.acked = max([self.acked, *unsent])
-            if self.batch and self.batch <= self.acked:
-                self.attempt = self.batch = 0
-        self.database(sql)
+        self.pg(on(self.day) + (retire(old) if old >= 1 else ""))
+        gone = [n for n, (day, _) in enumerate(self.entries, 1) if day == old]
+        unsent = [n for n in gone if self.entries[n - 1][1] and n > self.acked]
+        self.purged_to = max([self.purged_to, *gone])
+        self.missed += len(unsent)
+        self.acked = max([self.acked, *unsent])
+        if self.batch <= self.acked:
+            self.attempt = self.batch = 0
 
     def pull(self, random: Random) -> None:
-        rows = self.database(f"EXECUTE pull(81, {self.cursor}, 50);")
-        purged_to = int(rows[0][0])
+        purged_to, seqs, _ = pull(self.pg, self.cursor, 50)
         assert purged_to == self.purged_to
         self.cursor = max(self.cursor, purged_to)  # 410 says so
-        seen = [n for n in numbers(rows) if n > self.cursor]
+        seen = [n for n in seqs if n > self.cursor]
         assert seen == list(range(self.cursor + 1, self.cursor + 1 + len(seen)))
         self.cursor += len(seen)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_feed_its_webhook_and_its_puller_do_what_a_model_of_the_promises_does(
-    database: Database, seed: int
-) -> None:
+def test_a_feed_and_its_readers_do_as_promised(pg: Database, seed: int) -> None:
     random = Random(seed)
-    model = FeedModel(database)
-    steps = (model.append, model.deliver, model.deliver, model.pull, model.take_up)
+    model = FeedModel(pg)
+    steps = (model.append, model.deliver, model.deliver, model.pull, model.pass_test)
     for _ in range(90):
         random.choice((*steps, model.resend, model.pass_day))(random)
         if model.day == 20:
             break
-    rows = database("SELECT state, acked_seq, missed FROM webhooks;")
-    assert rows == [[model.state, str(model.acked), str(model.missed)]]
-    assert model.received and model.entries
+    expected = [model.state, str(model.attempt), str(model.acked), str(model.missed)]
+    assert state(pg)[:4] == expected
+    assert model.received == sorted(model.received) != []
 
 
 # --- Moving a feed
@@ -1692,11 +1006,9 @@ def copy_feed(source: Database, target: Database, tables: Iterable[str]) -> None
     """Copy rows of client 81 that the target does not have."""
     for table in tables:
         path = source.cluster.folder / f"{table}.copy"
-        of_client = (
-            "client_id = 81"
-            if "client_id" in columns(source, table)
-            else "subscription_id IN (SELECT subscription_id FROM subscriptions WHERE client_id = 81)"
-        )
+        of_client = "client_id = 81"
+        if table not in ("notifications", "feeds", "subscriptions", "webhooks"):
+            of_client = f"subscription_id IN (SELECT subscription_id FROM subscriptions WHERE {of_client})"
         source(f"\\copy (SELECT * FROM {table} WHERE {of_client}) TO '{path}'\n")
         target(
             f"CREATE TEMPORARY TABLE copied (LIKE {table});\n\\copy copied FROM '{path}'\n"
@@ -1704,483 +1016,749 @@ def copy_feed(source: Database, target: Database, tables: Iterable[str]) -> None
         )
 
 
-def columns(database: Database, table: str) -> set[str]:
-    rows = database(
-        "SELECT column_name FROM information_schema.columns"
-        f" WHERE table_schema = 'public' AND table_name = '{table}';"
-    )
-    return {name for (name,) in rows}
-
-
-def test_a_feed_moves_to_another_pair_without_losing_or_renumbering_an_entry(
-    make_database: Callable[[], Database],
+def test_a_feed_moves_without_losing_or_renumbering_an_entry(
+    pg: Database, pairs: list[Database]
 ) -> None:
-    old, new = make_database(), make_database()
-    old(subscribe(81, webhook=True) + subscribe(82, 2) + append(81, range(10)))
+    old, new = pg, pairs[1]
+    new(EMPTY)
+    old(subscribe(webhook=True) + subscribe(82, 2) + append(range(10)))
     entries = ("notifications", "deliveries")
     copy_feed(old, new, entries)  # while it is in use:
-    old(append(81, range(10, 20)))
+    old(append(range(10, 20)))
     old("UPDATE feeds SET moved_to = 'pair 2' WHERE client_id = 81;")
-    assert "moved: {81}" in old.error(append(81, [20]))
-    assert "moved: {81}" in old.error(
-        f"SELECT request_change(81, '{uuid(1)}', 5::smallint, now(), '{{3}}');"
-    )
-    assert (claim(old), old(append(82, [20], 2))) == ([], [["1"]])
+    for refused in (append([20]), CHANGE.sql("request_change", "'{3}'")):
+        assert "moved: {81}" in old.error(refused)
+    assert (claim(old), old(append([20], 2, client=82))) == ([], [["1"]])
     copy_feed(old, new, (*entries, *MOVED))
     new("UPDATE feeds SET moved_to = NULL;")
-    new(append(81, range(15, 25)))  # the log again, from before the move
-    assert claim(new) == [(uuid(1), 25, 0, 0)]
-    rows = new("EXECUTE pull(81, 0, 99);")
-    assert [(row[1], row[2]) for row in rows] == [
-        (str(n + 1), uuid(n)) for n in range(25)
+    new(append(range(15, 25)))  # the log again, from before the move
+    assert claim(new) == [(uuid7(1), 25, 0, 0)]
+    assert pull(new)[1:] == (list(range(1, 26)), [uuid7(n) for n in range(25)])
+
+
+# --- 4. Events and roll-up: ClickHouse ------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def clickhouse_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
+    # In this process: chDB allows one session in it, and needs 2 s to be imported.
+    module = pytest.importorskip("chdb.session", reason="chDB is not installed")
+    session = module.Session(str(tmp_path_factory.mktemp("clickhouse")))
+    yield ClickHouse(session)
+    session.close()
+
+
+@pytest.fixture
+def ch(clickhouse_server: ClickHouse) -> ClickHouse:
+    """A server with the document's empty tables."""
+    clickhouse_server.emptied("red_stats")
+    clickhouse_server.use("red_stats")
+    return clickhouse_server
+
+
+def image(number: int, at: int = START, client: int = 81) -> Image:
+    return Image(client, at, uuid7(number, at), 5)
+
+
+def insert(ch: ClickHouse, *images: Image) -> None:
+    ch.run("insert", rows=[image.message() for image in images])
+
+
+def save(ch: ClickHouse, done: int, built: int = 1, partition: int = 0) -> None:
+    times: dict[str, Any] = {"done": done, "as_of": done}
+    ch.run("save", partition=partition, next_offset=0, built=built, **times)
+
+
+def roll_up_first_hour(ch: ClickHouse) -> None:
+    ch.run("rebuild_hour", start=START, clients=[], built=1)
+
+
+def first_counter(ch: ClickHouse) -> Any:
+    """The document's counter on a server that has no progress yet."""
+    save(ch, done=START, built=0)
+    return doc.Counter(ch.run)
+
+
+@pytest.fixture(scope="session")
+def taken_days(clickhouse_server: ClickHouse) -> set[Image]:
+    """Two days with repeats and late images, taken into the database `taken_days`."""
+    random = Random(99)
+    log = make_log(random, make_images(random, 600, days=2))
+    clickhouse_server.fresh("taken_days")
+    counter = first_counter(clickhouse_server)
+    for first in range(0, len(log), 300):
+        batch = log[first : first + 300]
+        messages = [image.message() for _, image in batch]
+        counter.take(0, first + len(batch), batch[-1][0], messages)
+        counter.close()
+    counter.save()
+    return {image for _, image in log}
+
+
+Days = tuple[ClickHouse, set[Image]]
+
+
+@pytest.fixture
+def two_days(clickhouse_server: ClickHouse, taken_days: set[Image]) -> Days:
+    """A server that has taken two days, and what it has taken."""
+    clickhouse_server.use("taken_days")
+    return clickhouse_server, taken_days
+
+
+@pytest.fixture
+def copied_days(ch: ClickHouse, taken_days: set[Image]) -> Days:
+    """The same, for tests that change it."""
+    for table in TABLES:
+        ch.copy(table, "taken_days", "red_stats")
+    return ch, taken_days
+
+
+def test_no_text_of_the_clickhouse_blocks_is_left_out() -> None:
+    written = "".join(block.code for block in blocks("sql clickhouse"))
+    executed = "".join(chain.from_iterable(clickhouse_statements().values()))
+    without_names = re.sub(r"^-- \w+$|; *--.*$|;$", "", written, flags=re.MULTILINE)
+    assert "".join(without_names.split()) == "".join(executed.split())
+
+
+def test_every_clickhouse_statement_runs(clickhouse_server: ClickHouse) -> None:
+    clickhouse_server.fresh("every_statement")
+    parameters: dict[str, Any] = {
+        **dict.fromkeys(("start", "day", "done", "as_of", "from"), START),
+        **dict.fromkeys(("client", "above", "built", "partition", "next_offset"), 1),
+        "to": START + 1,
+        "clients": [81],
+        "step": "all",
+    }
+    insert(clickhouse_server, image(1))
+    for name in clickhouse_server.statements.keys() - {"schema", "insert"}:
+        clickhouse_server.run(name, **parameters)
+
+
+def test_a_counting_view_counts_a_repeat_twice(clickhouse_server: ClickHouse) -> None:
+    clickhouse_server.fresh("counting_view")
+    ((images, in_view),) = clickhouse_server.run("trap")
+    assert (int(images), int(in_view)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        pytest.param(0, DAY, id="a whole day"),
+        pytest.param(HOUR, 2 * HOUR, id="a whole hour"),
+        pytest.param(1, DAY - 1, id="all but a millisecond at each end"),
+        pytest.param(90_500, 90_500 + 40_000, id="within a minute"),
+        pytest.param(HOUR - 1, HOUR + 1, id="two milliseconds around an hour"),
+        pytest.param(DAY - 1, DAY + 1, id="two milliseconds around midnight"),
+        pytest.param(20 * HOUR + 7, 30 * HOUR + 7, id="over midnight, no whole day"),
+        pytest.param(-2 * HOUR, DAY + 2 * HOUR, id="hours, a day, hours"),
+        pytest.param(12 * HOUR + 61_001, 2 * DAY - 5, id="mid-minute to mid-minute"),
+        pytest.param(-5 * DAY, 9 * DAY, id="more than there is"),
+        pytest.param(5, 5, id="an empty interval"),
+    ],
+)
+def test_an_interval_of_any_shape_is_counted_exactly(
+    two_days: Days, since: int, until: int
+) -> None:
+    ch, images = two_days
+    questions = [(81, START + since, START + until, above) for above in EDGES]
+    answers = [ch.count(*question) for question in questions]
+    assert answers == [counted(images, *question) for question in questions]
+
+
+@pytest.mark.parametrize("width", [HOUR, DAY], ids=["hour", "day"])
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        pytest.param(-HOUR, 2 * DAY + HOUR, id="all"),
+        pytest.param(5 * HOUR + 1, 30 * HOUR - 1, id="mid-hour to mid-hour"),
+        pytest.param(0, DAY, id="a day"),
+        pytest.param(7, 8, id="a millisecond"),
+    ],
+)
+def test_a_series_has_the_counts_of_its_hours_or_days(
+    two_days: Days, width: int, since: int, until: int
+) -> None:
+    ch, images = two_days
+    ((done, _),) = ch.run("watermark")
+    first, end = START + since, START + until
+    step = {HOUR: "hour", DAY: "day"}[width]
+    question: dict[str, Any] = {"client": 81, "above": 4200, "step": step}
+    question |= {"from": first, "to": end, "done": milliseconds(done)}
+    bars = ch.run("statistics", **question)
+    own = {image for image in images if image.client == 81}
+    expected = brute_force(own, first, end, 4200, width)
+    found = [(milliseconds(bar), (int(n), int(m))) for bar, n, m in bars]
+    assert found == sorted(expected.items())
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_hours_last_millisecond_belongs_to_it(ch: ClickHouse, first: int) -> None:
+    images = [image(1, START + HOUR - 1)] * 2 + [image(2, START + 5 * HOUR)]
+    insert(ch, *images[first:])
+    roll_up_first_hour(ch)
+    save(ch, done=START + HOUR)
+    assert ch.count(81, START, START + HOUR, 0) == (1, 1)
+    assert ch.count(81, START + HOUR - 1, START + 2 * HOUR, 0) == (1, 1)
+
+
+@pytest.mark.parametrize("done", [None, START])
+def test_hours_that_are_not_done_are_counted_from_the_events(
+    ch: ClickHouse, done: int | None
+) -> None:
+    insert(ch, image(1), image(1))
+    roll_up_first_hour(ch)
+    if done:
+        save(ch, done)
+    insert(ch, image(2))
+    assert ch.count(81, START, START + DAY, 4) == (2, 2)
+
+
+def test_the_watermark_is_that_of_the_partition_furthest_behind(ch: ClickHouse) -> None:
+    for partition, hours in enumerate((3, 1, 2)):
+        save(ch, START + hours * HOUR, partition=partition)
+    earliest = ["2026-03-01 01:00:00", "2026-03-01 01:00:00.000"]
+    assert ch.run("watermark") == [earliest]
+
+
+def test_a_dead_counters_statement_loses_against_its_successors(ch: ClickHouse) -> None:
+    first, late = (image(n, START + n).message() for n in (1, 2))
+    dead = first_counter(ch)
+    dead.take(0, 1, START + 3 * HOUR, [first])
+    number = dead.built()
+    left = ch.selected("rebuild_hour", start=START, clients=[], built=number)
+    successor = doc.Counter(ch.run)
+    successor.take(0, 2, START + 3 * HOUR, [first, late])
+    successor.close()
+    successor.save()
+    ch.query(f"INSERT INTO histograms FORMAT JSONCompactEachRow\n{json.dumps(left[0])}")
+    assert ch.count(81, START, START + HOUR, 0) == (2, 2)
+
+
+def test_a_counter_begins_after_every_generation_in_the_roll_up(ch: ClickHouse) -> None:
+    row = f"'hour', 81, '2026-03-01', 1, map(5, 1), {7 << 32 | 9}"
+    ch.query(f"INSERT INTO histograms VALUES ({row})")
+    assert first_counter(ch).generation == 8
+
+
+def test_retention_drops_the_day_it_names_and_no_other(ch: ClickHouse) -> None:
+    days = [milliseconds(f"2025-01-{day} 12:00:00") for day in (24, 25, 26)]
+    insert(ch, *(image(1, at) for at in days))
+    ch.run("retain")
+    left = [ch.count(81, at, at + 1, 0) for at in days]
+    assert left == [(1, 1), (0, 0), (1, 1)]
+
+
+def test_erasing_a_client_leaves_the_others_as_they_were(copied_days: Days) -> None:
+    ch, images = copied_days
+    questions = [(client, START, START + 2 * DAY, 4200) for client in (81, 1, 2)]
+    ch.run("erase", client=81)
+    kept = {image for image in images if image.client != 81}
+    expected = [counted(kept, *question) for question in questions]
+    hidden = [ch.count(*question) for question in questions]
+    ch.run("purge")
+    assert hidden == [ch.count(*question) for question in questions] == expected
+
+
+def test_an_image_behind_the_erasure_of_its_client_is_dropped(ch: ClickHouse) -> None:
+    counter = first_counter(ch)
+    message = image(1).message()
+    counter.take(0, 2, START, [message, {"client_id": 81, "erase": True}])
+    counter.take(0, 3, START, [message])
+    doc.Counter(ch.run).take(0, 4, START, [message])
+    assert ch.query("SELECT count() FROM events") == [[0]]
+
+
+def test_purging_removes_erased_rows_that_came_back_from_disk(ch: ClickHouse) -> None:
+    ch.run("erase", client=81)
+    insert(ch, image(1), image(1, client=1))
+    roll_up_first_hour(ch)
+    ch.run("purge")
+    rows = ch.query(
+        "SELECT table, sum(rows) FROM system.parts WHERE database = 'red_stats'"
+        " AND table IN ('events', 'histograms') AND active GROUP BY table"
+    )
+    assert {table: int(n) for table, n in rows} == {"events": 1, "histograms": 1}
+
+
+def test_repeats_and_late_images_pass_the_audit(two_days: Days) -> None:
+    ch, _ = two_days
+    for day in (START, START + DAY):
+        assert ch.run("audit", day=day, done=START + 2 * DAY) == []
+
+
+WRONG = (
+    "INSERT INTO histograms SELECT tier, client_id, start, {}, built + 1 FROM histograms"
+    " FINAL WHERE tier = '{{}}' AND client_id = 81 AND start < '2026-03-02' LIMIT 1"
+)
+
+
+@pytest.mark.parametrize("tier", ["hour", "day"])
+@pytest.mark.parametrize(
+    ("client", "change"),
+    [
+        (81, WRONG.format("images + 1, counts")),
+        (81, WRONG.format("images, mapAdd(counts, map(4217, 1))")),
+        (77, "INSERT INTO histograms VALUES ('{}', 77, '2026-03-01', 1, map(5, 1), 1)"),
+        (1, "DELETE FROM histograms WHERE tier = '{}' AND client_id = 1"),
+    ],
+    ids=["wrong images", "wrong counts", "a row without events", "events without rows"],
+)
+def test_the_audit_finds_a_difference_in_either_tier(
+    copied_days: Days, tier: str, client: int, change: str
+) -> None:
+    ch, _ = copied_days
+    ch.query(change.format(tier))
+    found = ch.run("audit", day=START, done=START + DAY)
+    assert {(name, int(number)) for name, number, _ in found} == {(tier, client)}
+
+
+def test_the_audit_passes_over_what_is_not_done(ch: ClickHouse) -> None:
+    insert(ch, image(1))
+    times = [START + hours * HOUR for hours in (0, 1, 23, 24)]
+    audits = [ch.run("audit", day=START, done=done) for done in times]
+    found = [[tier for tier, _, _ in audit] for audit in audits]
+    assert found == [[], ["hour"], ["hour"], ["day", "hour"]]
+
+
+def test_the_digests_of_two_servers_differ_if_one_image_does(copied_days: Days) -> None:
+    ch, images = copied_days
+    before = ch.run("checksum", day=START)
+    insert(ch, *images)  # all of them again
+    repeated = ch.run("checksum", day=START)
+    ch.run("merge")
+    assert before == repeated == ch.run("checksum", day=START)
+    ch.query(
+        "INSERT INTO events SELECT client_id, at, image_id, red_bp + 1 FROM events"
+        " WHERE toDate(at) = '2026-03-01' AND red_bp < 10000 LIMIT 1"
+    )
+    assert ch.run("checksum", day=START) != before
+
+
+# --- 5. Matching ----------------------------------------------------------------------
+
+
+class Promise:
+    """Whom an image notifies, by the table of section 6 and the times that clients were shown."""
+
+    def __init__(self) -> None:
+        # (client, subscription) -> [(active_from, threshold), ...], the newest version last
+        self.versions: dict[tuple[int, str], list[tuple[int, int | None]]] = {}
+
+    def change(self, change: Change, active_from: int) -> None:
+        versions = self.versions.setdefault((change.client, change.subscription), [])
+        if change.version > len(versions):
+            assert not versions or versions[-1][0] <= active_from
+            versions.append((active_from, change.threshold))
+
+    def image(self, image: Image, arrived: int) -> set[str]:
+        if image.at < arrived - 7 * DAY:
+            return set()
+        return {
+            subscription
+            for (client, subscription), versions in self.versions.items()
+            if client == image.client and self.passes(versions, image)
+        }
+
+    @staticmethod
+    def passes(versions: list[tuple[int, int | None]], image: Image) -> bool:
+        in_force = [threshold for since, threshold in versions if since <= image.at]
+        if not in_force or in_force[-1] is None or versions[-1][1] is None:
+            return False
+        return image.red > in_force[-1]
+
+
+def match(matcher: Any, image: Image, arrived: int) -> set[str]:
+    found = matcher.image(image.client, image.at, image.red, arrived)
+    assert len(set(found)) == len(found)
+    return set(found)
+
+
+def matched(log: Log) -> dict[str, set[str]]:
+    """Image -> whom it notifies first, by one matcher that never crashes."""
+    matcher = doc.Matcher()
+    expected: dict[str, set[str]] = {}
+    for arrived, message in log:
+        if isinstance(message, Change):
+            matcher.change(*message)
+        elif passed := match(matcher, message, arrived):
+            expected.setdefault(message.image_id, passed)
+    return expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_image_is_judged_by_the_versions_in_force_at_its_time(seed: int) -> None:
+    matcher, promise = doc.Matcher(), Promise()
+    found: list[set[str]] = []
+    expected: list[set[str]] = []
+    for arrived, message in mixed_log(Random(seed)):
+        if isinstance(message, Change):
+            promise.change(message, matcher.change(*message))
+        else:
+            found.append(match(matcher, message, arrived))
+            expected.append(promise.image(message, arrived))
+    assert found == expected
+    assert sum(map(len, found)) > 100
+    for (client, _), versions in promise.versions.items():
+        for active_from, _ in versions:
+            for at in (active_from - 1, active_from):
+                image = Image(client, at, "", 4201)
+                assert match(matcher, image, at) == promise.image(image, at)
+
+
+def test_a_repeat_is_judged_as_the_first_time_whatever_has_changed() -> None:
+    matcher = doc.Matcher()
+    judged: dict[Image, set[str]] = {}
+    for arrived, message in mixed_log(Random(7)):
+        if isinstance(message, Image):
+            passed = match(matcher, message, arrived)
+            assert judged.setdefault(message, passed) == passed
+        elif message.threshold is not None:
+            matcher.change(*message)
+
+
+def test_a_new_subscription_sees_no_image_from_before_it_however_late() -> None:
+    matcher = doc.Matcher()
+    matcher.image(81, START, 9_000, START)
+    matcher.change(81, "s", 1, 4_200, START - 500)
+    for at in (START, START - HOUR):
+        assert matcher.image(81, at, 9_000, START + 1) == []
+
+
+def test_active_from_is_never_before_the_request() -> None:
+    matcher = doc.Matcher(highest=START)
+    assert matcher.change(81, "s", 1, 4_200, START + 700) == START + 700
+
+
+@pytest.mark.parametrize(("late", "notified"), [(7 * DAY, ["s"]), (7 * DAY + 1, [])])
+def test_an_image_more_than_seven_days_late_notifies_nobody(
+    late: int, notified: list[str]
+) -> None:
+    matcher = doc.Matcher()
+    matcher.change(81, "s", 1, 4_200, START - DAY)
+    assert matcher.image(81, START, 9_000, START + late) == notified
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_versions_in_any_order_the_newest_holds_in_the_end(seed: int) -> None:
+    random = Random(seed)
+    changes = [Change(81, "s", n, 1000 * n, START + n) for n in range(1, 8)]
+    shuffled = random.choices(changes, k=20) + changes[-1:]
+    matcher = doc.Matcher()
+    newest = 0
+    shown: dict[Change, int | None] = {}
+    for step, change in enumerate(shuffled):
+        active_from = matcher.change(*change)
+        assert shown.setdefault(change, active_from) == active_from
+        assert active_from is not None or change.version < newest
+        newest = max(newest, change.version)
+        at = START + 100 * (step + 1)
+        passed = [matcher.image(81, at, 1000 * newest + more, at) for more in (0, 1)]
+        assert passed == [[], ["s"]]
+
+
+def test_an_erased_client_is_notified_of_nothing() -> None:
+    matcher = doc.Matcher()
+    matcher.change(81, "s", 1, 4_200, START)
+    matcher.erase(81)
+    for at in (START - 1, START):
+        assert matcher.image(81, at, 9_000, START) == []
+
+
+def test_a_partition_that_inherits_a_version_keeps_its_active_from() -> None:
+    matcher = doc.Matcher(highest=START + HOUR)
+    assert matcher.change(81, "s", 3, 4_200, START, active_from=START + 5) == START + 5
+    assert matcher.image(81, START + 5, 9_000, START) == ["s"]
+
+
+# --- Changes of subscriptions, and matchers that may crash
+
+
+def take_over(partition: int, subscription: str, version: int, since: str) -> str:
+    return f"EXECUTE take_over({partition}, '{subscription}', {version}, '{since}');"
+
+
+def test_changes_at_the_same_time_are_ordered_by_version(pg: Database) -> None:
+    pg.together(*[CHANGE.sql("request_change", "'{3}'") * 50] * 3)
+    rows = pg("SELECT change->>'version' FROM outbox ORDER BY id;")
+    assert [int(version) for (version,) in rows] == list(range(1, 151))
+
+
+def test_a_version_is_active_once_every_matcher_has_taken_it_over(pg: Database) -> None:
+    pg(CHANGE._replace(threshold=4).sql("request_change", "'{3,7}'"))
+    pg(CHANGE.sql("request_change", "'{3,7}'"))
+    shown = f"EXECUTE shown('{uuid7(1)}');"
+    first, second = (
+        take_over(partition, uuid7(1), 2, f"2026-03-{day:02}Z")
+        for partition, day in ((3, 2), (7, 1))
+    )
+    assert pg(shown + first + shown + second * 2 + shown) == [
+        ["2", "5", ""],
+        ["2", "5", ""],
+        ["2", "5", "2026-03-02 00:00:00+00"],
     ]
 
 
-# --- The start with one PostgreSQL ----------------------------------------------------
+def test_a_deletion_is_the_last_version_and_ends_the_webhook(pg: Database) -> None:
+    deletion = CHANGE._replace(threshold=None).sql("request_change", "'{3}'")
+    change = CHANGE.sql("request_change", "'{3}'")
+    assert pg(change + add_webhook() + deletion + change) == [["1"], ["2"], [""]]
+    versions = pg("SELECT version, threshold_bp FROM thresholds ORDER BY version;")
+    assert versions == [["1", "5"], ["2", ""]]
+    assert pg("SELECT count(*) FROM webhooks;") == [["0"]]
+
+
+def test_a_takeover_of_an_erased_subscription_is_passed_over(pg: Database) -> None:
+    assert pg(take_over(3, uuid7(1), 1, "2026-03-02Z")) == []
+
+
+def test_a_second_matcher_on_the_same_partition_moves_nothing(pg: Database) -> None:
+    pg("INSERT INTO matchers VALUES (3, 100, '2026-03-01Z');")
+    assert pg("EXECUTE advance(3, 100, 150, '2026-03-02Z');" * 2) == [["3"]]
+
+
+class MatcherProcess:
+    """The matcher of partition 3, whose state is in PostgreSQL, and which may crash at any step."""
+
+    def __init__(self, pg: Database) -> None:
+        self.pg = pg
+        self.start()
+
+    def start(self) -> None:
+        ((offset, highest),) = self.pg("SELECT next_offset, highest_at FROM matchers;")
+        self.next_offset = int(offset)
+        self.matcher = doc.Matcher(since_1970(highest))
+        for client, subscription, *numbers, since in self.pg("EXECUTE load(3);"):
+            version, threshold = (int(text) if text else None for text in numbers)
+            active_from = since_1970(since)
+            self.matcher.restore(
+                int(client), subscription, version, threshold, active_from
+            )
+
+    def step(self, log: Log, size: int, crash: bool) -> None:
+        """Take a batch in one transaction; a crash rolls it back and forgets everything."""
+        batch = log[self.next_offset : self.next_offset + size]
+        entries, takeovers = [], []
+        for arrived, message in batch:
+            if isinstance(message, Change):
+                since = self.matcher.change(*message)
+                if since is not None:
+                    which = 3, message.subscription, message.version
+                    takeovers.append(take_over(*which, rfc3339(since)))
+            elif passed := match(self.matcher, message, arrived):
+                ids = ",".join(f"'{s}'" for s in passed)
+                entries.append(
+                    f"({message.client}, '{rfc3339(message.at)}', '{message.image_id}',"
+                    f" {message.red}, array[{ids}]::uuid[])::passing"
+                )
+        end = self.next_offset + len(batch)
+        highest = rfc3339(self.matcher.highest)
+        advanced = self.pg(
+            f"BEGIN; {append_batch(*entries)} {''.join(takeovers)}"
+            f" EXECUTE advance(3, {self.next_offset}, {end}, '{highest}');"
+            f" {'ROLLBACK' if crash else 'COMMIT'};"
+        )
+        if crash:
+            self.start()
+        else:
+            assert advanced[-1] == ["3"]
+            self.next_offset = end
+
+
+def since_1970(text: str) -> int:
+    """Milliseconds, of PostgreSQL's text for a time."""
+    return milliseconds(text.removesuffix("+00"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_crash_of_a_matcher_changes_no_notification(pg: Database, seed: int) -> None:
+    random = Random(seed)
+    log = mixed_log(Random(seed))
+    changes = dict.fromkeys(m for _, m in log if isinstance(m, Change))
+    pg("".join(change.sql("request_change", "'{3}'") for change in changes))
+    pg("INSERT INTO matchers VALUES (3, 0, '1970-01-01Z');")
+    process = MatcherProcess(pg)
+    while process.next_offset < len(log):
+        process.step(log, random.randint(1, 60), crash=random.random() < 0.4)
+    expected = matched(log)
+    assert notified(pg) == expected
+    assert len(expected) > 50
+
+
+# --- 7. The start version -------------------------------------------------------------
 
 
 def take(image: Image, arrived: int | None = None) -> str:
     values = f"{image.client}, '{rfc3339(image.at)}', '{image.image_id}', {image.red}::smallint"
-    return f"SELECT take({values}, '{rfc3339(arrived or image.at)}');"
+    return f"SELECT take({values}, '{rfc3339(arrived or image.at)}');\n"
 
 
-def test_the_start_version_counts_as_brute_force_does(database: Database) -> None:
+def activate(change: Change) -> str:
+    key = f"{change.client}, '{change.subscription}', {change.version}"
+    return f"SELECT coalesce(activate({key})::text, 'known');\n"
+
+
+def statistics(client: int, since: int, until: int, above: int) -> str:
+    interval = f"'{rfc3339(since)}', '{rfc3339(until)}'"
+    return f"EXECUTE statistics({client}, {interval}, {above});"
+
+
+def test_the_start_version_counts_as_brute_force_does(pg: Database) -> None:
     random = Random(11)
     log = make_log(random, make_images(random, 1000, days=3))
-    database("BEGIN;" + "".join(take(image) for _, image in log) + "COMMIT;")
-    questions = random_questions(random, 150, days=3)
-    asked = "".join(
-        f"EXECUTE statistics({client}, '{rfc3339(since)}', '{rfc3339(until)}', {above});"
-        for client, since, until, above in questions
-    )
-    answers = [(int(images), int(redder)) for images, redder in database(asked)]
-    assert answers == [
-        brute_force({i for _, i in log}, *question) for question in questions
-    ]
+    questions = []
+    for _ in range(150):
+        step = random.choice((1, 1, 60_000, HOUR, DAY))
+        width = random.choice((2 * HOUR, DAY, 3 * DAY))
+        since = START + random.randrange(3 * DAY) // step * step
+        until = since + max(step, random.randrange(width) // step * step)
+        above = random.choice((*EDGES, *EDGES, random.randint(0, 10_000)))
+        questions.append((random.choice((*CLIENTS, 5)), since, until, above))
+    pg("BEGIN;" + "".join(take(image) for _, image in log) + "COMMIT;")
+    rows = pg("".join(statistics(*question) for question in questions))
+    images = {image for _, image in log}
+    expected = [counted(images, *question) for question in questions]
+    assert [(int(number), int(redder)) for number, redder in rows] == expected
 
 
-def test_the_start_version_notifies_as_the_matcher_does(database: Database) -> None:
-    random = Random(12)
-    subscriptions = {name: uuid(number) for number, name in enumerate("abc")}
-    script: list[str] = []
-    expected: dict[str, set[str]] = {}
-    # Its order is per client, where a matcher's is per partition: one matcher for each client.
-    matchers = {
-        client: NAMES["Matcher"](highest=-1) for client in (81, 1, 2, 2**53 - 1)
-    }
-    for arrived, message in mixed_log(random):
+def test_the_start_version_notifies_as_a_matcher_does(pg: Database) -> None:
+    log = mixed_log(Random(12))
+    seen: set[Change] = set()
+    script = []
+    for arrived, message in log:
         if isinstance(message, Image):
-            matcher = matchers[message.client]
-            passed = matcher.image(message.client, message.at, message.red, arrived)
             script.append(take(message, arrived))
-            if passed:
-                expected.setdefault(
-                    message.image_id, {subscriptions[s] for s in passed}
-                )
-        elif message.client == 81:
-            name = message.subscription
-            known = len(matchers[81].history.get(81, {}).get(name, []))
-            if message.version != known + 1:
-                continue
-            matchers[81].change(*message)
-            threshold = "NULL" if message.threshold is None else message.threshold
-            time = rfc3339(message.requested_at)
-            values = f"81, '{subscriptions[name]}', {threshold}::smallint, '{time}'"
-            script.append(f"SELECT set_threshold({values});")
-    database("BEGIN;" + "".join(script) + "COMMIT;")
-    rows = database(
-        "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
-    )
-    assert {image: set(ids.split()) for image, ids in rows} == expected != {}
+        elif message not in seen:
+            seen.add(message)
+            script.append(message.sql("set_threshold"))
+    pg("BEGIN;" + "".join(script) + "COMMIT;")
+    expected: dict[str, set[str]] = {}
+    for client in CLIENTS:  # its order is that of a client, not of a partition
+        expected |= matched([(t, m) for t, m in log if m.client == client])
+    assert notified(pg) == expected
+    assert len(expected) > 50
 
 
-def test_batches_of_the_start_version_in_the_order_of_clients_do_not_deadlock(
-    database: Database,
+def test_batches_of_the_start_version_at_the_same_time_count_once(pg: Database) -> None:
+    images = [image(client, START + client, client) for client in range(40)]
+    pg.together(*[("BEGIN;" + "".join(map(take, images)) + "COMMIT;") * 5] * 3)
+    assert pg("SELECT count(*), sum(images) FROM day_counts;") == [["40", "40"]]
+
+
+@pytest.mark.parametrize(("late", "entries"), [(7 * DAY, "1"), (7 * DAY + 1, "0")])
+def test_at_the_start_an_image_a_week_late_is_counted_if_not_notified(
+    pg: Database, late: int, entries: str
 ) -> None:
-    images = [Image(client, START + client, uuid(client), 5) for client in range(40)]
-    batch = "BEGIN;" + "".join(map(take, images)) + "COMMIT;"
-    database.together(*[batch * 5] * 3)
-    assert database("SELECT count(*), sum(images) FROM day_counts;") == [["40", "40"]]
+    pg(CHANGE._replace(threshold=4, requested_at=START).sql("set_threshold"))
+    assert pg(take(image(1), START + late)) == [[entries]]
+    assert pg(statistics(81, START, START + DAY, 4)) == [["1", "1"]]
 
 
-@pytest.mark.parametrize("late", [7 * DAY, 7 * DAY + 1])
-def test_at_the_start_an_image_a_week_late_is_counted_and_notifies_a_quiet_client_or_not(
-    database: Database, late: int
-) -> None:
-    database("SELECT set_threshold(81, gen_random_uuid(), 5::smallint, '2026-02-28Z');")
-    image = Image(81, START, uuid(1), 9000)
-    assert database(take(image, START + late)) == [["1" if late == 7 * DAY else "0"]]
-    counted = "EXECUTE statistics(81, '2026-03-01Z', '2026-03-02Z', 0);"
-    assert database(counted) == [["1", "1"]]
+def test_at_the_start_active_from_is_later_than_every_image(pg: Database) -> None:
+    shown = pg(take(image(1)) + CHANGE.sql("set_threshold"))
+    assert shown == [["0"], ["2026-03-01 00:00:00.001+00"]]
 
 
-def test_changes_of_the_start_version_are_in_the_outbox_and_change_nothing_again(
-    database: Database,
-) -> None:
-    change = f"SELECT set_threshold(81, '{uuid(1)}', {{}}::smallint, '2026-02-28Z');"
-    database(change.format(5) + change.format(6))
-    rows = database("SELECT change->>'version' FROM outbox ORDER BY id;")
+def test_at_the_start_a_deletion_holds_for_late_images_too(pg: Database) -> None:
+    deletion = CHANGE._replace(threshold=None, requested_at=START + HOUR)
+    pg(CHANGE._replace(threshold=4).sql("set_threshold"))
+    pg(deletion.sql("set_threshold"))
+    assert pg(take(image(1))) == [["0"]]
+
+
+def test_a_version_of_the_start_is_not_activated_again(pg: Database) -> None:
+    second = CHANGE._replace(version=2, threshold=6)
+    pg(CHANGE.sql("set_threshold") + second.sql("set_threshold"))
+    rows = pg("SELECT change->>'version' FROM outbox ORDER BY id;")
     assert rows == [["1"], ["2"]]
-    again = f"SELECT coalesce(activate(81, '{uuid(1)}', {{}})::text, 'known');"
-    assert database(again.format(1) + again.format(2)) == [["known"], ["known"]]
+    assert pg(activate(CHANGE) + activate(second)) == [["known"], ["known"]]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_switch_from_the_start_version_to_matchers_loses_no_change_and_no_entry(
-    database: Database, seed: int
-) -> None:
-    log = mixed_log(Random(seed))
-    log = [(t, m) for t, m in log if m.client == 81]
-    subscriptions = {name: uuid(number) for number, name in enumerate("abc")}
+def test_a_switch_to_matchers_loses_no_change_or_entry(pg: Database, seed: int) -> None:
+    log = [(t, m) for t, m in mixed_log(Random(seed)) if m.client == 81]
+    # The steps are those of the migration in appendix K.
     step_1, step_5 = len(log) // 3, 2 * len(log) // 3
+    seen: set[Change] = set()
     script = ["BEGIN;"]
-    known: Counter[str] = Counter()
-    for position, (arrived, message) in enumerate(log[:step_5]):
+    for position, (arrived, message) in enumerate(log):
+        if position == step_5:
+            script.append("INSERT INTO matchers SELECT 3, 0, highest_at FROM feeds;")
         if isinstance(message, Image):
-            script.append(take(message, arrived))
+            if position < step_5:
+                script.append(take(message, arrived))
             continue
-        name = message.subscription
-        threshold = "NULL" if message.threshold is None else message.threshold
-        values = f"81, '{subscriptions[name]}', {threshold}::smallint, '{rfc3339(message.requested_at)}'"
-        if message.version > known[name]:
-            known[name] = message.version
-            if position < step_1:
-                script.append(f"SELECT set_threshold({values});")
-                continue
-            script.append(f"SELECT request_change({values}, '{{3}}');")
-        script.append(
-            f"SELECT activate(81, '{subscriptions[name]}', {message.version});"
-        )
-    script.append("INSERT INTO matchers SELECT 3, 0, highest_at FROM feeds; COMMIT;")
-    database("\n".join(script))
-    rest = []
-    for arrived, message in log[step_5:]:
-        if isinstance(message, Change):
-            name = message.subscription
-            message = message._replace(subscription=subscriptions[name])
-            if message.version > known[name]:
-                known[name] = message.version
-                threshold = "NULL" if message.threshold is None else message.threshold
-                database(
-                    f"SELECT request_change(81, '{message.subscription}',"
-                    f" {threshold}::smallint, now(), '{{3}}');"
-                )
-        rest.append((arrived, message))
-    process = MatcherProcess(database, 3)
-    while process.next_offset < len(rest):
-        process.step(rest, 20, crash=False)
-    rows = database(
+        if message not in seen and position < step_1:
+            script.append(message.sql("set_threshold"))
+        else:
+            if message not in seen:
+                script.append(message.sql("request_change", "'{3}'"))
+            if position < step_5:
+                script.append(activate(message))
+        seen.add(message)
+    pg("".join(script) + "COMMIT;")
+    process = MatcherProcess(pg)
+    while process.next_offset < len(log[step_5:]):
+        process.step(log[step_5:], 20, crash=False)
+    rows = pg(
         "SELECT subscription_id, version, max(active_from) FROM takeovers GROUP BY 1, 2;"
     )
-    active = {(s, int(v)): milliseconds(at.removesuffix("+00")) for s, v, at in rows}
-    promised: dict[str, list[tuple[int, int | None]]] = {s: [] for s in "abc"}
+    shown = {(s, int(version)): since_1970(since) for s, version, since in rows}
+    promise = Promise()
     expected: dict[str, set[str]] = {}
     for arrived, message in log:
         if isinstance(message, Change):
-            versions = promised[message.subscription]
-            if message.version > len(versions):
-                key = subscriptions[message.subscription], message.version
-                versions.append((active[key], message.threshold))
-            continue
-        passed = set()
-        for name, versions in promised.items():
-            in_force = [value for since, value in versions if since <= message.at]
-            holds = in_force[-1] if in_force else None
-            deleted = bool(versions) and versions[-1][1] is None
-            if holds is not None and not deleted and message.red > holds:
-                passed.add(subscriptions[name])
-        if passed and message.at >= arrived - 7 * DAY:
+            promise.change(message, shown[message.subscription, message.version])
+        elif passed := promise.image(message, arrived):
             expected.setdefault(message.image_id, passed)
-    rows = database(
-        "SELECT image_id, array_to_string(subscription_ids, ' ') FROM notifications;"
-    )
-    assert {image: set(ids.split()) for image, ids in rows} == expected
-    assert len(active) > 10 and len(expected) > 50
+    assert notified(pg) == expected
+    assert len(shown) > 10 and len(expected) > 50
 
 
-def test_the_start_version_refuses_an_erased_client_also_while_it_is_being_erased(
-    database: Database,
-) -> None:
-    images = [
-        Image(client, START + n, uuid(n), 9) for client in (81, 1) for n in (1, 2)
-    ]
-    database("".join(take(image) for image in images))
-    news = "".join(take(Image(81, START + n, uuid(n), 9)) for n in range(2, 300))
+def test_the_start_version_refuses_a_client_that_is_being_erased(pg: Database) -> None:
+    images = [image(n, START + n, client) for client in (81, 1) for n in (1, 2)]
+    pg("".join(map(take, images)))
+    news = "".join(take(image(n, START + n)) for n in range(2, 300))
     erase = "SELECT pg_sleep(0); SELECT erase_client(81);"
-    database.together(news, erase, news)
-    change = f"SELECT set_threshold(81, '{uuid(1)}', 5::smallint, now());"
-    assert database(take(images[0]) + change) == [[""], [""]]
+    pg.together(news, erase, news)
+    assert pg(take(images[0]) + CHANGE.sql("set_threshold")) == [[""], [""]]
     tables = ("images", "day_counts", "feeds", "notifications")
     counts = "".join(f"SELECT count(*) FROM {t} WHERE client_id = 81;" for t in tables)
-    assert database(counts) == [["0"]] * 4
-    whole = "EXECUTE statistics(1, '2026-03-01Z', '2026-03-02Z', 0);"
-    assert database(whole) == [["2", "2"]]
+    assert pg(counts) == [["0"]] * 4
+    assert pg(statistics(1, START, START + DAY, 0)) == [["2", "2"]]
 
 
-# --- What RED sent and what arrived ---------------------------------------------------
+# --- 7. Partitions and hot clients ----------------------------------------------------
 
 
-def test_numbers_that_never_arrived_are_found_and_no_others(database: Database) -> None:
-    random = Random(3)
-    outboxes = [uuid(number) for number in range(3)]
-    lost = {(outboxes[0], 1), (outboxes[0], 40), (outboxes[1], 77)}
-    batches = []
-    for outbox in outboxes:
-        first = 1
-        while first < 100:
-            end = first + random.randrange(10)
-            batches += [(outbox, first, end)] * random.choice((1, 1, 2))
-            first = end + 1
-    random.shuffle(batches)
-    for outbox, number in lost:
-        batches = [
-            part
-            for name, first, end in batches
-            for part in (
-                [(name, first, number - 1), (name, number + 1, end)]
-                if name == outbox and first <= number <= end
-                else [(name, first, end)]
-            )
-            if part[1] <= part[2]
-        ]
-    database("".join(f"EXECUTE receive('{o}', {a}, {b});" for o, a, b in batches))
-    found = database("EXECUTE missing;")
-    assert {(outbox, int(first)) for outbox, first, _ in found} == lost
-    assert all(first == last for _, first, last in found)
-
-
-# --- The interface --------------------------------------------------------------------
-
-REQUEST = re.compile(r"(GET|POST|PATCH|DELETE) (\S+) HTTP/1\.1")
-ANSWER = re.compile(r"HTTP/1\.1 (\d{3}) ")
-
-
-class Example(NamedTuple):
-    """An example of the text. An answer knows the request before it."""
-
-    line: int
-    status: str  # "" in a request
-    method: str
-    target: str
-    headers: dict[str, str]
-    body: str
-
-
-def examples() -> list[Example]:
-    """The HTTP messages of the text; a block may hold several, each with its own head."""
-    found: list[Example] = []
-    for block in blocks("http"):
-        messages = re.split(r"^(?=[A-Z]+ /|HTTP/1)", block.code, flags=re.MULTILINE)
-        for message in filter(None, messages):
-            head, _, body = message.partition("\n\n")
-            first, *lines = head.splitlines()
-            pairs = (line.split(": ", 1) for line in lines)
-            headers = {name.lower(): value for name, value in pairs}
-            line = block.line + block.code[: block.code.index(message)].count("\n")
-            if request := REQUEST.fullmatch(first):
-                method, target, status = request[1], request[2], ""
-            else:
-                answer = ANSWER.match(first)
-                assert answer, f"line {line}: neither a request nor an answer"
-                method, target, status = found[-1].method, found[-1].target, answer[1]
-            body = body.strip("\n")
-            found.append(Example(line, status, method, target, headers, body))
-    return found
-
-
-EXAMPLES = examples()
-
-
-@pytest.fixture(scope="session")
-def interface() -> Any:
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-    (fragment,) = blocks("yaml")
-    return yaml.safe_load(fragment.code)
-
-
-@pytest.fixture(scope="session")
-def check(interface: Any) -> Callable[[Any, Any], None]:
-    """Hold an instance against a schema of the fragment, with its $refs and formats."""
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-
-    def validate(instance: Any, schema: Any) -> None:
-        validator = jsonschema.Draft202012Validator(
-            {**schema, "components": interface["components"]},
-            format_checker=jsonschema.FormatChecker(),
-        )
-        assert [error.message for error in validator.iter_errors(instance)] == []
-
-    return validate
-
-
-def resolve(interface: Any, node: Any) -> Any:
-    while "$ref" in node:
-        found = interface
-        for key in node["$ref"].removeprefix("#/").split("/"):
-            found = found[key]
-        node = found
-    return node
-
-
-def operation(interface: Any, example: Example) -> tuple[Any, dict[str, str]]:
-    """The operation an example belongs to, and its parameters by name, as written."""
-    url = urlsplit(example.target)
-    values = dict(parse_qsl(url.query)) | {k: v for k, v in example.headers.items()}
-    if "webhook-id" in example.headers:
-        return interface["webhooks"]["images.red"]["post"], values
-    for path, item in interface["paths"].items():
-        names = re.findall(r"\{(\w+)\}", path)
-        if match := re.fullmatch(re.sub(r"\{\w+\}", "([^/]+)", path), url.path):
-            return item[example.method.lower()], values | dict(
-                zip(names, match.groups())
-            )
-    raise AssertionError(
-        f"line {example.line}: no operation {example.method} {url.path}"
+def test_a_hot_client_is_spread_from_the_new_epoch_on_and_not_before() -> None:
+    ids = [uuid7(number) for number in range(1_000)]
+    begin = doc.ROUTES.epochs[-1][0]
+    before, after = (
+        {doc.ROUTES.partition(81, id_, at) for id_ in ids} for at in (begin - 1, begin)
     )
+    assert (before, after) == ({11}, {2, 18, 20, 23})
 
 
-def test_the_openapi_fragment_is_valid(interface: Any) -> None:
-    validator = pytest.importorskip(
-        "openapi_spec_validator", reason="openapi-spec-validator is not installed"
-    )
-    validator.validate(interface)
+@pytest.mark.parametrize("seed", range(20))
+def test_copies_of_the_routes_never_send_an_image_two_ways(seed: int) -> None:
+    random = Random(seed)
+    published = doc.Routes([(0, 3)], {}, valid_to=1_000)
+    copies = [published] * 4
+    sent: dict[tuple[int, int], set[int]] = {}
+    for now in range(500, 20_000, 50):
+        if random.random() < 0.5:
+            copies[random.randrange(4)] = published
+        if random.random() < 0.3:
+            published = published.extended(now + 1_000)
+        if random.random() < 0.05:
+            published = published.with_epoch(published.valid_to, random.randint(1, 9))
+        number, at = random.choice([*sent, (now, now + random.randrange(-500, 3))])
+        partition = random.choice(copies).partition(81, uuid7(number), at)
+        if partition is not None:
+            sent.setdefault((number, at), set()).add(partition)
+    assert {len(partitions) for partitions in sent.values()} == {1}
 
 
-def at_line(example: Example) -> str:
-    return f"line {example.line}"
-
-
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if not e.status], ids=at_line)
-def test_every_example_request_fits_the_interface(
-    interface: Any, check: Callable[[Any, Any], None], example: Example
-) -> None:
-    found, values = operation(interface, example)
-    parameters = [resolve(interface, p) for p in found.get("parameters", [])]
-    for parameter in parameters:
-        text = values.pop(parameter["name"].lower(), None)
-        if text is None:
-            text = values.pop(parameter["name"], None)
-        assert text is not None or not parameter.get("required"), parameter["name"]
-        if text is not None:
-            schema = resolve(interface, parameter["schema"])
-            check(int(text) if schema.get("type") == "integer" else text, schema)
-    allowed = {"content-type", "host", "subscription_id"}
-    assert set(values) <= allowed, "a parameter that the interface does not have"
-    if "requestBody" in found:
-        content = found["requestBody"]["content"][example.headers["content-type"]]
-        check(json.loads(example.body), content["schema"])
-    else:
-        assert example.body == ""
-
-
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e.status], ids=at_line)
-def test_every_example_answer_fits_the_interface(
-    interface: Any, check: Callable[[Any, Any], None], example: Example
-) -> None:
-    found, _ = operation(interface, example)
-    responses = found["responses"]
-    answer = resolve(interface, responses.get(example.status) or responses["default"])
-    content = answer["content"][example.headers["content-type"]]
-    if example.headers["content-type"] == "text/event-stream":
-        events = re.findall(
-            r"^id: (\d+)\nevent: (\w+)\ndata: (.*)$", example.body, re.MULTILINE
-        )
-        assert [name for _, name, _ in events] == ["notification"]
-        for id_, _, data in events:
-            check(json.loads(data), {"$ref": "#/components/schemas/FeedEntry"})
-            assert int(id_) == json.loads(data)["seq"]
-    else:
-        check(json.loads(example.body), content["schema"])
-
-
-SUBSCRIPTION = {
-    "subscription_id": "5b0f7a52-8d1e-4d0e-9a55-0c8f6f7d2a10",
-    "version": 1,
-    "threshold_bp": 5,
-    "active_from": None,
-}
-
-
-@pytest.mark.parametrize(
-    ("schema", "instance"),
-    [
-        ("NewSubscription", {"threshold_bp": 10_000}),
-        ("NewSubscription", {"threshold_bp": 42.17}),
-        *(
-            ("NewSubscription", {"threshold_bp": 5, "webhook": webhook})
-            for webhook in (
-                {"url": "http://example.com", "secret": "whsec_" + 32 * "a"},
-                {"url": "https://example.com", "secret": "whsec_tooshort"},
-                {"url": "https://example.com"},
-            )
-        ),
-        ("Subscription", {**SUBSCRIPTION, "webhook": {"secret": "whsec_" + 32 * "a"}}),
-        ("NewSubscription", {"threshold_bp": 5, "thresold": 6}),
-        ("SubscriptionChange", {"threshold_bp": -1}),
-        ("Time", "2026-03-01T00:00:00.0001Z"),
-        ("Time", "2026-03-01T00:00:00"),
-        ("BasisPoints", 10_001),
-    ],
-)
-def test_the_interface_refuses_what_the_text_says_it_refuses(
-    check: Callable[[Any, Any], None], schema: str, instance: Any
-) -> None:
+def test_a_row_that_begins_before_valid_to_cannot_be_added_to_the_routes() -> None:
     with pytest.raises(AssertionError):
-        check(instance, {"$ref": f"#/components/schemas/{schema}"})
-
-
-def test_the_example_webhook_is_signed_with_the_example_secret() -> None:
-    (webhook,) = [e for e in EXAMPLES if "webhook-signature" in e.headers]
-    (secret,) = re.findall(r'"secret": "(whsec_[^"]+)"', TEXT)
-    timestamp = int(webhook.headers["webhook-timestamp"])
-    signed = NAMES["sign"](
-        secret, webhook.headers["webhook-id"], timestamp, webhook.body.strip().encode()
-    )
-    assert webhook.headers["webhook-signature"] == signed
-
-
-def test_the_example_message_has_the_time_that_is_inside_its_id(
-    check: Callable[[Any, Any], None],
-) -> None:
-    (posted,) = [e for e in EXAMPLES if "messages" in e.target and not e.status]
-    message = json.loads(posted.body)["messages"][0]
-    check(message, {"$ref": "#/components/schemas/Message"})
-    inside = int(message["image_id"].replace("-", "")[:12], 16)
-    assert rfc3339(inside) == message["at"]
-
-
-# --- The text -------------------------------------------------------------------------
-
-
-def anchors() -> set[str]:
-    """GitHub's anchors of the headings, and those that the text sets itself."""
-    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
-    slugs = (
-        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        for heading in headings
-    )
-    return {*slugs, *re.findall(r'<a id="([^"]+)">', prose)}
-
-
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(#([^)]*)\)", TEXT))))
-def test_every_internal_link_leads_somewhere(target: str) -> None:
-    assert target in anchors()
-
-
-def test_every_block_is_of_a_kind_that_is_executed_or_rendered() -> None:
-    infos = re.findall(r"^```([^\n`]*)$", TEXT, re.MULTILINE)[::2]
-    assert set(infos) == {
-        "mermaid",
-        "python",
-        "http",
-        "yaml",
-        "sql postgresql",
-        "sql clickhouse",
-    }
-
-
-def test_the_blocks_found_are_all_the_blocks_there_are() -> None:
-    infos = re.findall(r"^```([^\n`]*)$", TEXT, re.MULTILINE)[::2]
-    found: list[Block] = [block for info in set(infos) for block in blocks(info)]
-    assert len(found) == len(infos)
+        doc.ROUTES.with_epoch(doc.ROUTES.valid_to - 1, 48)
